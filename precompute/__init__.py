@@ -1,0 +1,1 @@
+"""Run the frozen encoders once over a source and write what they make into a cache."""
