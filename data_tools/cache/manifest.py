@@ -1,0 +1,154 @@
+"""The JSON files of a cache, as pure data: plan, sample tables, column declarations, commit records.
+
+    cache.json                                     {"format": "kandinsky-cache", "version": 1}
+    plans/000001.json                              `Plan`: which samples make which part
+    samples/part-00000-<attempt>.jsonl             one line a sample, in the part's order
+    columns/<column>/column.json                   `Column` (`data_tools.cache.fields`)
+    columns/<column>/<identity>/commits/<part>.json            `Commit`, written last
+    columns/<column>/<identity>/parts/<part>-<attempt>.zarr/   a plain zarr v3 group
+    columns/<column>/<identity>/parts/<part>-<attempt>.npz     its extent index (`data_tools.cache.extents`)
+
+<identity> is the first 12 hex digits of the column's identity. Besides the plan's parts a column has a
+part `null`: the condition that the pipelines use for classifier-free guidance. Readers trust commit
+records only; a file that none of them names does not count. There is no absolute path anywhere.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data_tools.cache.fields import Column
+from data_tools.cache.identity import digest
+from data_tools.cache.store import LocalStore
+from data_tools.errors import DataFault, UserError
+
+VERSION = 1
+NULL_PART = "null"
+PLAN = "plans/000001.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    samples: int
+    "Number of samples in the plan; those rejected later are among them."
+    table: str
+    "Name of its sample table."
+    xxh3_128: str
+    "Hash of the sample table."
+
+
+@dataclass(frozen=True)
+class Object:
+    """A file (or stored object) of a committed part."""
+
+    name: str
+    size: int
+    "Bytes."
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A part of a column is whole if and only if this record of it exists."""
+
+    column: str
+    part: str
+    identity: str
+    "Hex sha256 of the column's identity."
+    attempt: str
+    samples: int
+    "Samples with at least one row."
+    rows: int
+    field_bytes: dict[str, int]
+    "Payload bytes of each field."
+    index: str
+    "Name of the extent index."
+    objects: tuple[Object, ...]
+    rejects: tuple[dict[str, str], ...] = ()
+    "key, reason and place of each sample that this column cannot have."
+    encode_seconds: float = 0.0
+    "Seconds the encoder worked on it."
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Commit":
+        objects = tuple(Object(**item) for item in data["objects"])
+        return cls(**{**data, "objects": objects, "rejects": tuple(data["rejects"])})
+
+
+@dataclass
+class Cache:
+    """A cache's JSON files, opened. Nothing in here touches records."""
+
+    store: LocalStore
+    _columns: dict[str, Column] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, store: LocalStore, *, flag: str = "--cache") -> "Cache":
+        """Raises `UserError` if there is no cache or one of another format version."""
+        try:
+            header = json.loads(store.read("cache.json"))
+        except FileNotFoundError:
+            raise UserError(f"{flag}: {store.root} is not a cache (it has no cache.json)") from None
+        except (ValueError, NotADirectoryError):
+            raise UserError(f"{flag}: {store.root}: cache.json is not readable JSON") from None
+        version = header.get("version") if isinstance(header, dict) else None
+        if version != VERSION:
+            raise UserError(
+                f"{flag}: {store.root} has format version {version}, this program reads {VERSION}"
+            )
+        return cls(store)
+
+    def plan(self) -> list[Part]:
+        """The parts, in order. Raises `UserError` while nothing has been planned."""
+        if self.store.size(PLAN) is None:
+            raise UserError(f"--cache: {self.store.root} has no plan yet; run precompute")
+        return [Part(**part) for part in self._json(PLAN)["parts"]]
+
+    def column_names(self) -> list[str]:
+        return self.store.names("columns")
+
+    def column(self, name: str) -> Column | None:
+        """The declaration of a column, or None."""
+        if name not in self._columns:
+            path = f"columns/{name}/column.json"
+            if self.store.size(path) is None:
+                return None
+            self._columns[name] = Column.from_json(self._json(path))
+        return self._columns[name]
+
+    def declare(self, column: Column) -> None:
+        """Add a column, unless it is there already. Meant for one whose identity has been compared."""
+        self.store.create(f"columns/{column.name}/column.json", dump(column.to_json()))
+
+    def commit(self, column: Column, part: str) -> Commit | None:
+        """The commit record of a part of a column, or None."""
+        path = f"{column_folder(column)}/commits/{part}.json"
+        return Commit.from_json(self._json(path)) if self.store.size(path) is not None else None
+
+    def commits(self, column: Column) -> dict[str, Commit]:
+        """All commit records of a column, by part."""
+        names = self.store.names(f"{column_folder(column)}/commits")
+        found = [Commit.from_json(self._json(f"{column_folder(column)}/commits/{name}")) for name in names]
+        return {commit.part: commit for commit in found}
+
+    def table(self, part: Part) -> list[dict[str, Any]]:
+        """The sample table of a part: key, captions, place, num_bytes, mtime_ns of each sample."""
+        return [json.loads(line) for line in self.store.read(part.table).splitlines()]
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            data: dict[str, Any] = json.loads(self.store.read(name))
+            return data
+        except (ValueError, FileNotFoundError) as err:
+            raise DataFault(f"{self.store.root / name}: not readable JSON: {err}") from None
+
+
+def column_folder(column: Column) -> str:
+    return f"columns/{column.name}/{digest(column.identity)[:12]}"
+
+
+def dump(data: Any) -> bytes:
+    """JSON as it stands in the cache: sorted keys, readable."""
+    plain = asdict(data) if hasattr(data, "__dataclass_fields__") else data
+    return (json.dumps(plain, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()

@@ -1,0 +1,70 @@
+"""What every command shares: flags with dashes or underscores, one-line errors, exit codes."""
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from data_tools.errors import DataFault, UserError
+
+CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --max_train_steps is --max-train-steps
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a click command as a program.
+
+    A user's mistake ends with one line on stderr and exit code 2, damaged data or a failed check with
+    one line and exit code 1; neither shows a traceback. Anything else is a bug and shows one.
+    """
+    try:
+        status = command.main(prog_name=command.name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as err:
+        _stop(err.format_message(), 2)
+    except click.UsageError as err:
+        _stop(_usage_line(err), 2)
+    except click.ClickException as err:
+        _stop(err.format_message(), 2)
+    except UserError as err:
+        _stop(str(err), 2)
+    except DataFault as err:
+        _stop(str(err), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; the same command continues where this one stopped", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `data-tools inspect … | head`
+        sys.exit(1)
+    except OSError as err:
+        if err.filename is None:
+            raise
+        _stop(f"{err.filename}: {(err.strerror or str(err)).lower()}", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    click.echo(line, err=True)
+    sys.exit(code)
+
+
+def _usage_line(err: click.UsageError) -> str:
+    """Click's usage errors, re-ordered so that the flag comes first."""
+    if isinstance(err, click.NoSuchOption):
+        hint = f"; did you mean {' or '.join(err.possibilities)}?" if err.possibilities else "; see --help"
+        return f"{err.option_name}: no such option{hint}"
+    if isinstance(err, click.MissingParameter) and err.param is not None:
+        return f"{_flag(err.param)}: missing; see --help"
+    if isinstance(err, click.BadParameter) and err.param is not None:
+        return f"{_flag(err.param)}: {err.message.rstrip('.')}"
+    if isinstance(err, click.BadOptionUsage):
+        return f"{err.option_name}: {err.message.rstrip('.')}"
+    return f"{err.format_message().rstrip('.')}; see --help"
+
+
+def _flag(param: click.Parameter) -> str:
+    if isinstance(param, click.Option):
+        return param.opts[0]
+    return param.human_readable_name

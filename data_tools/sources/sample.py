@@ -1,0 +1,38 @@
+"""One raw input, and what a source of them must offer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Unusable(ValueError):
+    """This sample cannot be used; the text is the reason that the reject list shows."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its captions, as the source lists it: nothing has been read or decoded yet."""
+
+    key: str
+    "Stable name, unique within the source."
+    captions: tuple[str, ...]
+    "Zero or more captions, as they stand in the source."
+    place: str
+    "Where the source finds the picture again, relative to the source."
+    num_bytes: int
+    "Size of the picture's file; -1 if there is none."
+    mtime_ns: int
+    "Time of the last change, nanoseconds since 1970; with `num_bytes` it tells a changed picture."
+
+
+class Source(Protocol):
+    """Samples in a fixed order."""
+
+    @property
+    def count(self) -> int | None:
+        """Number of samples, or None if the source cannot tell before it is read."""
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def read(self, sample: Sample) -> bytes:
+        """The picture's file. Raises `Unusable`."""
