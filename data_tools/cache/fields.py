@@ -98,7 +98,7 @@ class Column:
 
     @property
     def has_null(self) -> bool:
-        """True for the columns that a pipeline conditions on: they have a null condition beside the samples."""
+        """True for what a pipeline conditions on: such a column also has a null condition."""
         return self.name in ("image", "text")
 
     def to_json(self) -> dict[str, Any]:

@@ -68,9 +68,8 @@ def _sums(commits: list[Commit]) -> dict[str, Any]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The same report for people."""
-    state = "complete" if report["complete"] else f"unfinished, {report['pending']} samples to go"
     lines = [
-        f"{report['samples']} samples found: {report['cached']} cached, {report['rejects']} rejected ({state})",
+        count_line(report),
         "",
         f"{'column':<14}{'field':<30}{'dtype':<10}{'shape':<20}{'rows':>9}{'size':>12}",
     ]
@@ -88,6 +87,12 @@ def as_text(report: dict[str, Any]) -> str:
         lines += ["", "rejected:"]
         lines += [f"  {r['key']}: {r['reason']} ({r['column']})" for r in report["rejected"]]
     return "\n".join(lines)
+
+
+def count_line(report: dict[str, Any]) -> str:
+    """The equation every run ends with."""
+    line = f"{report['samples']} samples found = {report['cached']} cached + {report['rejects']} rejected"
+    return line if report["complete"] else f"{line} + {report['pending']} still to encode"
 
 
 def human_bytes(count: float) -> str:

@@ -1,7 +1,7 @@
 """Where a cache lives: durable atomic puts, exclusive creates, reads. Names are `/`-separated, relative.
 
 `LocalStore` is a folder on any POSIX file system, shared ones included. An object store offers the same
-five verbs (PUT is atomic there, and `create` is a PUT with `If-None-Match: *`).
+six verbs (PUT is atomic there, and `create` is a PUT with `If-None-Match: *`).
 """
 
 import os
@@ -45,6 +45,10 @@ class LocalStore:
             return (self.root / name).stat().st_size
         except FileNotFoundError:
             return None
+
+    def remove(self, name: str) -> None:
+        """Raises `FileNotFoundError`."""
+        (self.root / name).unlink()
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects directly in a folder, sorted, without unfinished ones."""

@@ -1,0 +1,41 @@
+"""Resolved options of a precompute run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How encoders run and what they store; all of it is part of the columns' identity, but the device."""
+
+    device: str
+    precision: str
+    "Arithmetic of the encoders: float32, float16 or bfloat16."
+    dtype: str
+    "Stored: float16, bfloat16 or float32."
+    alpha: str
+    "`white`: transparent pictures are laid on white; `drop`: alpha is ignored."
+    prior_record: dict[str, str]
+    "How the cache remembers the prior repository (`data_tools.models.record`)."
+    decoder_record: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    data: str
+    cache: Path
+    caption_column: str
+    columns: tuple[str, ...]
+    prior_model: str
+    decoder_model: str
+    part_size: int
+    "Samples in each part."
+    batch_size: int
+    "Pictures, or captions of one length, in each call of an encoder."
+    workers: int
+    "Threads that decode pictures."
+    max_pixels: int
+    "Larger pictures are rejected."
+    repair: bool
+    "Check the bytes of every committed part and redo the damaged ones."
+    encoders: EncoderOptions
