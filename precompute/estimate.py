@@ -68,4 +68,4 @@ def _empty_model(encoder: Encoder) -> Any:
         return CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(encoder.folder))
     from diffusers import VQModel
 
-    return VQModel.from_config(VQModel.load_config(encoder.folder))  # type: ignore[no-untyped-call]
+    return VQModel.from_config(VQModel.load_config(encoder.folder))

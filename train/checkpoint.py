@@ -1,0 +1,112 @@
+"""Checkpoints: safetensors and JSON, nothing pickled, whole or not there at all.
+
+    checkpoint-500/
+        prior/ or unet/           the weights, in diffusers' layout
+        optimizer.safetensors     <parameter>/<state>, for example `proj_in.weight/exp_avg`
+        state.json                step, GradScaler
+
+Noise, order and learning rate are functions of the step, so there is no random state to keep.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data_tools.errors import DataFault, UserError
+
+
+class Saveable(Protocol):
+    """A diffusers model: what both trainers train."""
+
+    def save_pretrained(self, save_directory: str | Path) -> None: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a step changes."""
+
+    name: str
+    "Folder of the weights: `prior` or `unet`."
+    model: Saveable
+    optimizer: torch.optim.Optimizer
+    parameters: list[tuple[str, nn.Parameter]]
+    "In the optimizer's order."
+    scaler: Any
+    "torch.amp.GradScaler under fp16, else None."
+
+
+def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:
+    """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last."""
+    target = folder / f"checkpoint-{step}"
+    temporary = folder / f".tmp-checkpoint-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    training.model.save_pretrained(temporary / training.name)
+    state = training.optimizer.state
+    tensors = {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in training.parameters
+        for key, value in state.get(parameter, {}).items()
+    }
+    save_file(tensors, temporary / "optimizer.safetensors")
+    scaler = training.scaler.state_dict() if training.scaler is not None else None
+    (temporary / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+    if target.exists():  # written by a run that this one went back behind
+        shutil.rmtree(target)
+    temporary.rename(target)
+    if keep is not None:
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    return target
+
+
+def load(folder: Path, training: Training) -> int:
+    """Put a checkpoint's content into `training`; returns its step. Raises `DataFault` if it is damaged."""
+    try:
+        weights: dict[str, torch.Tensor] = {}
+        for file in sorted((folder / training.name).glob("*.safetensors")):
+            weights.update(load_file(file))
+        training.model.load_state_dict(weights)
+        tensors = load_file(folder / "optimizer.safetensors")
+        record = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {err}") from None
+    numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, key = path.rsplit("/", 1)
+        state.setdefault(numbers[name], {})[key] = tensor
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if training.scaler is not None and record["scaler"] is not None:
+        training.scaler.load_state_dict(record["scaler"])
+    return int(record["step"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted((p for p in found if (p / "state.json").is_file()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def find(folder: Path, wanted: str) -> Path | None:
+    """The checkpoint that `--resume-from-checkpoint` names; None for `latest` where there is none yet."""
+    if wanted == "latest":
+        return next(reversed(checkpoints(folder)), None)
+    for path in (Path(wanted), folder / wanted):
+        if (path / "state.json").is_file():
+            return path
+    raise UserError(f"--resume-from-checkpoint: {wanted} is not a checkpoint (it has no state.json)")

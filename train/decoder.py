@@ -1,0 +1,129 @@
+"""`train-decoder`: the decoder's UNet, from cached latents and image embeddings.
+
+Trains diffusers' `UNet2DConditionModel` to predict the noise in MoVQ latents given the CLIP image embedding,
+as `train_text_to_image_decoder.py` does, without a vision encoder or MoVQ in memory.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from data_tools import console
+from train.options import TrainOptions, shared_options
+
+if TYPE_CHECKING:
+    from data_tools.cache.reader import CacheReader
+    from train.task import Task
+
+SUBFOLDERS = ("unet", "scheduler")
+
+
+@click.command(name="train-decoder", context_settings=console.CONTEXT)
+@click.option(
+    "--decoder-model",
+    "--pretrained-decoder-model-name-or-path",
+    metavar="REPO|DIR",
+    help="Start from this decoder.  [default: the repository the cache's latents were made with]",
+)
+@click.option(
+    "--prior-model",
+    "--pretrained-prior-model-name-or-path",
+    metavar="REPO|DIR",
+    help="Named in the result as the prior to draw with.  [default: the one the cache was made with]",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=64),
+    metavar="PX",
+    help="Which latents to train on.  [default: the cache's, if it has one resolution only]",
+)
+@shared_options
+def train_decoder(
+    decoder_model: str | None, prior_model: str | None, resolution: int | None, **options: Any
+) -> None:
+    """Fine-tune the Kandinsky 2.2 decoder's UNet from a cache.
+
+    The result in --output-dir loads in KandinskyV22Pipeline and, with the prior its README.md names, in
+    AutoPipelineForText2Image. To resume, give the same command again.
+
+    \b
+    train-decoder --cache shards/
+    accelerate launch -m train.decoder --cache shards/ --mixed-precision bf16
+    """
+    from train.loop import fit
+
+    resolved = TrainOptions(**options)
+    fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
+
+
+def _prepare(
+    decoder_model: str | None, prior_model: str | None, resolution: int | None, options: TrainOptions
+) -> "tuple[Task, CacheReader]":
+    """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
+    from data_tools import models
+    from data_tools.cache.reader import CacheReader
+    from data_tools.errors import UserError
+    from train.compatibility import check_same_clip, check_widths, latents_column
+
+    latents = latents_column(options.cache, resolution)
+    reader = CacheReader(options.cache, ["image", latents], allow_partial=options.allow_partial)
+    name = decoder_model or models.recall(reader.columns[latents].model, reader.root)
+    prior = prior_model or models.recall(reader.columns["image"].model, reader.root)
+    folder = models.local_folder(name, SUBFOLDERS, flag="--decoder-model")
+    config = models.config(folder / "unet", flag="--decoder-model")
+    check_widths(reader, {"image_embeds": config["encoder_hid_dim"]}, f"--decoder-model: {name}")
+    check_same_clip(folder, reader, flag="--decoder-model")
+    (field,) = reader.columns[latents].fields
+    if config["in_channels"] != field.shape[0]:
+        raise UserError(
+            f"--decoder-model: {name} takes {config['in_channels']} input channels, the latents have "
+            f"{field.shape[0]}; inpainting and ControlNet UNets are not trained yet"
+        )
+    return make_task(name, prior, folder, options, field.item_shape), reader
+
+
+def make_task(
+    name: str, prior: str, folder: Path, options: TrainOptions, latents_shape: tuple[int, ...]
+) -> "Task":
+    """The decoder's task: model, loss and export."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from data_tools import models
+    from train.diffusion import from_scheduler_config
+    from train.export import export_pipeline, model_card
+    from train.objectives import decoder_loss
+    from train.task import Loss, Task
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
+    unet.float()
+    schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--decoder-model"))
+
+    def make_loss(device: torch.device) -> Loss:
+        return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
+
+    card = model_card("Kandinsky 2.2 decoder", name, prior=prior)
+    return Task(
+        name="unet",
+        base=name,
+        model=unet,
+        module=unet,
+        null_column="image",
+        noise_shape=latents_shape,
+        num_train_timesteps=schedule.num_train_timesteps,
+        make_loss=make_loss,
+        enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
+        export=partial(
+            export_pipeline, options.output_dir, name, "unet", unet, flag="--decoder-model", card=card
+        ),
+    )
+
+
+def main() -> None:
+    console.run(train_decoder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The only training loop. It knows neither the prior nor the decoder; a `Task` says what differs.
+
+Housekeeping (metrics, validation, checkpoint) comes first in each turn, then the step, so the first and the
+last state go through the same lines. All that is random is a function of (seed, step, position in the global
+batch), so a resumed run, also one at another number of ranks, takes the steps it would have taken.
+"""
+
+import json
+from collections.abc import Generator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from data_tools.cache.reader import CacheReader
+from data_tools.errors import UserError
+from train import checkpoint
+from train.batches import Batch, Slice, TrainingBatches, null_conditions
+from train.draws import draw
+from train.meter import Meter
+from train.metrics import MetricsFile, draw_losses
+from train.optimizer import make_optimizer
+from train.options import TrainOptions
+from train.record import open_run, run_record
+from train.schedules import lr_factor
+from train.task import Task
+from train.validation import Samples, held_out_loss, split
+
+
+def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
+    """Train, validate, checkpoint, export. Raises `UserError` before anything is written."""
+    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+    )
+    share = Slice(
+        accelerator.process_index,
+        accelerator.num_processes,
+        options.train_batch_size,
+        options.gradient_accumulation_steps,
+    )
+    samples, held = split(reader, options)
+    if not len(samples):
+        raise UserError(f"--cache: {reader.root}: no sample to train on ({len(held)} held out)")
+    total_steps = options.total_steps(len(samples), share.world_size)
+    resume = checkpoint.find(options.output_dir, options.resume_from_checkpoint)
+    resolved = {
+        "total_steps": total_steps,
+        "global_batch_size": share.global_batch_size,
+        "train_samples": len(samples),
+        "validation_samples": len(held),
+    }
+    record = run_record(task, reader, options, resolved)
+    if options.dry_run:
+        accelerator.print(json.dumps(record, indent=1))
+        accelerator.print("nothing was written (--dry-run)")
+        return
+    if accelerator.is_main_process:
+        open_run(options.output_dir, record, resume)
+    run = Run(task, reader, held, options, accelerator, total_steps)
+    first_step = checkpoint.load(resume, run.training) if resume else 0
+    run.train(TrainingBatches(reader, samples, share, options.seed, accelerator.device), first_step)
+    if accelerator.is_main_process:
+        task.export()
+        draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
+        accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+class Run:
+    """What is alive during training."""
+
+    def __init__(
+        self,
+        task: Task,
+        reader: CacheReader,
+        held: Samples,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        total_steps: int,
+    ) -> None:
+        self.task, self.reader, self.held, self.options = task, reader, held, options
+        self.accelerator, self.total_steps = accelerator, total_steps
+        if options.gradient_checkpointing:
+            task.enable_gradient_checkpointing()
+        task.module.to(accelerator.device).train()
+        optimizer, parameters = make_optimizer(task.module, options)
+        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.training = checkpoint.Training(task.name, task.model, optimizer, parameters, accelerator.scaler)
+        self.loss = task.make_loss(accelerator.device)
+        self.null = null_conditions(reader, task.null_column, accelerator.device)
+
+    def train(self, batches: TrainingBatches, first_step: int) -> None:
+        """Optimizer steps first_step … total_steps-1, with the housekeeping between them."""
+        options, main = self.options, self.accelerator.is_main_process
+        metrics = MetricsFile(options.output_dir / "metrics.jsonl", first_step) if main else None
+        meter = Meter(self.accelerator, batches)
+        stream = batches.iterate(first_step, self.total_steps)
+        with tqdm(total=self.total_steps, initial=first_step, desc=self.task.name, disable=not main) as bar:
+            for step in range(first_step, self.total_steps + 1):
+                done, moved = step == self.total_steps, step > first_step
+                saves = moved and (done or step % options.checkpointing_steps == 0)
+                validates = (moved or step == 0) and (done or step % options.validation_steps == 0)
+                if saves or (moved and step % options.logging_steps == 0):
+                    values = meter.read(step)  # before a checkpoint: a diverged state is never saved
+                    if metrics:
+                        metrics.write(step, **values)
+                        bar.set_postfix_str(meter.as_text(values), refresh=False)
+                if validates and len(self.held):
+                    value = held_out_loss(
+                        self.task, self.loss, self.null, self.reader, self.held, options, self.accelerator
+                    )
+                    if metrics:
+                        metrics.write(step, validation_loss=value)
+                        bar.write(f"step {step}: validation loss {value:.4f}")
+                if saves:
+                    self._save(step)
+                if validates or saves:
+                    meter.restart_clock()
+                if done:
+                    break
+                meter.lr = self._set_lr(step)
+                self._step(step, stream, meter)
+                bar.update()
+        stream.close()
+
+    def _step(self, step: int, stream: Generator[tuple[Batch, Tensor], None, None], meter: Meter) -> None:
+        """One optimizer step; nothing in it waits for the device."""
+        options, task, accelerator = self.options, self.task, self.accelerator
+        for _ in range(options.gradient_accumulation_steps):
+            batch, positions = next(stream)
+            draws = draw(
+                options.seed,
+                step,
+                positions,
+                shape=task.noise_shape,
+                num_train_timesteps=task.num_train_timesteps,
+                cond_dropout=options.cond_dropout,
+            )
+            with accelerator.accumulate(self.module):
+                losses = self.loss(self.module, batch, self.null, draws)  # (B,)
+                accelerator.backward(losses.mean())
+                if accelerator.sync_gradients and options.max_grad_norm > 0:
+                    parameters = [parameter for _, parameter in self.training.parameters]
+                    meter.grad_norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+            meter.add(losses)
+
+    def _set_lr(self, step: int) -> float:
+        """The learning rate of the update that follows `step` finished ones."""
+        options = self.options
+        lr = options.learning_rate * lr_factor(
+            options.lr_scheduler,
+            step,
+            warmup_steps=options.lr_warmup_steps,
+            total_steps=self.total_steps,
+            num_cycles=options.lr_num_cycles,
+            power=options.lr_power,
+            end_factor=min(1.0, 1e-7 / options.learning_rate) if options.learning_rate else 0.0,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _save(self, step: int) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save(
+                self.options.output_dir, step, self.training, keep=self.options.checkpoints_total_limit
+            )
+        self.accelerator.wait_for_everyone()

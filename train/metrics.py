@@ -1,0 +1,52 @@
+"""`metrics.jsonl`, one JSON object a line, and the picture of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """Lines appended as they come; a resumed run first drops what was written after its checkpoint."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+
+    def write(self, step: int, **values: float) -> None:
+        """Non-finite values are for the caller to refuse; JSON has no word for them."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def draw_losses(metrics: Path, picture: Path, title: str) -> None:
+    """Training and validation loss over steps, as a PNG."""
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for key, style in (("loss", {"alpha": 0.6}), ("validation_loss", {"marker": "o"})):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points), label=key.replace("_", " "), **style)
+    axes.set(xlabel="optimizer step", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    figure.savefig(picture, dpi=120)

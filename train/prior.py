@@ -1,0 +1,114 @@
+"""`train-prior`: the prior, from cached image and text embeddings.
+
+Trains diffusers' `PriorTransformer` to predict the (normalised) CLIP image embedding from its noisy version
+and the text, as `train_text_to_image_prior.py` does, without a text or vision encoder in memory.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from data_tools import console
+from train.options import TrainOptions, shared_options
+
+if TYPE_CHECKING:
+    from data_tools.cache.reader import CacheReader
+    from train.task import Task
+
+SUBFOLDERS = ("prior", "scheduler")
+
+
+@click.command(name="train-prior", context_settings=console.CONTEXT)
+@click.option(
+    "--prior-model",
+    "--pretrained-prior-model-name-or-path",
+    metavar="REPO|DIR",
+    help="Start from this prior.  [default: the repository the cache's text column was made with]",
+)
+@shared_options
+def train_prior(prior_model: str | None, **options: Any) -> None:
+    """Fine-tune the Kandinsky 2.2 prior from a cache.
+
+    The result in --output-dir loads in KandinskyV22PriorPipeline. To resume, give the same command again.
+
+    \b
+    train-prior --cache shards/
+    accelerate launch -m train.prior --cache shards/ --mixed-precision bf16
+    """
+    from train.loop import fit
+
+    resolved = TrainOptions(**options)
+    fit(*_prepare(prior_model, resolved), resolved)
+
+
+def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, CacheReader]":
+    """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
+    from data_tools import models
+    from data_tools.cache.reader import CacheReader
+    from train.compatibility import check_same_clip, check_widths
+
+    reader = CacheReader(options.cache, ["image", "text"], allow_partial=options.allow_partial)
+    name = prior_model or models.recall(reader.columns["text"].model, reader.root)
+    folder = models.local_folder(name, SUBFOLDERS, flag="--prior-model")
+    config = models.config(folder / "prior", flag="--prior-model")
+    dim = config["embedding_dim"]
+    wanted = {
+        "image_embeds": dim,
+        "prompt_embeds": config.get("embedding_proj_dim") or dim,
+        "text_encoder_hidden_states": dim,
+    }
+    check_widths(reader, wanted, f"--prior-model: {name}")
+    check_same_clip(folder, reader, flag="--prior-model")
+    return make_task(name, folder, options), reader
+
+
+def make_task(name: str, folder: Path, options: TrainOptions) -> "Task":
+    """The prior's task: model, loss and export."""
+    import torch
+    from diffusers import PriorTransformer
+
+    from data_tools import models
+    from train.diffusion import from_scheduler_config
+    from train.export import export_pipeline, model_card
+    from train.objectives import prior_loss
+    from train.prior_model import CausalPrior
+    from train.task import Loss, Task
+
+    prior = PriorTransformer.from_pretrained(folder / "prior", use_safetensors=True, local_files_only=True)
+    module = CausalPrior(prior.float())
+    schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--prior-model"))
+
+    def make_loss(device: torch.device) -> Loss:
+        return partial(
+            prior_loss,
+            schedule=schedule.to(device),
+            clip_mean=prior.clip_mean,
+            clip_std=prior.clip_std,
+            snr_gamma=options.snr_gamma,
+        )
+
+    card = model_card("Kandinsky 2.2 prior", name, prior=None)
+    return Task(
+        name="prior",
+        base=name,
+        model=prior,
+        module=module,
+        null_column="text",
+        noise_shape=(prior.config["embedding_dim"],),
+        num_train_timesteps=schedule.num_train_timesteps,
+        make_loss=make_loss,
+        enable_gradient_checkpointing=module.enable_gradient_checkpointing,
+        export=partial(
+            export_pipeline, options.output_dir, name, "prior", prior, flag="--prior-model", card=card
+        ),
+    )
+
+
+def main() -> None:
+    console.run(train_prior)
+
+
+if __name__ == "__main__":
+    main()
