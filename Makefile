@@ -1,0 +1,49 @@
+# Everything runs in .venv, made on first use from setup.cfg and constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+DEMO := demo
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help install demo lint format test clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.installed  ## make .venv and install the project, its demo and its tests into it
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "PYTHON: found %d.%d, wanted 3.10 to 3.12; try make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --constraint constraints.txt torch
+	pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+demo: install  ## pictures → cache → train → draw, on the CPU in a few minutes
+	data-tools demo-data $(DEMO)/data
+	python -m tests.pocket $(DEMO)/models --captions $(DEMO)/data
+	precompute --data $(DEMO)/data --cache $(DEMO)/shards \
+	  --prior-model $(DEMO)/models/prior --decoder-model $(DEMO)/models/decoder --resolution 128
+	data-tools inspect $(DEMO)/shards
+	train-prior --cache $(DEMO)/shards --output-dir $(DEMO)/runs/prior \
+	  --max-train-steps 300 --validation-fraction 0.1 --validation-steps 100 --learning-rate 3e-4
+	train-decoder --cache $(DEMO)/shards --output-dir $(DEMO)/runs/decoder --prior-model $(DEMO)/runs/prior \
+	  --max-train-steps 120 --train-batch-size 8 --validation-fraction 0.1 --validation-steps 40
+	python -m tests.demo $(DEMO)
+
+lint: install  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: install  ## let ruff rewrite the files
+	ruff check --fix .
+	ruff format .
+
+test: install  ## all tests that need neither a GPU nor minutes
+	pytest -m 'not gpu and not slow'
+
+clean:  ## remove .venv and what the demo made
+	rm -rf $(VENV) $(DEMO) *.egg-info

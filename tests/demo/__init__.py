@@ -1,0 +1,1 @@
+"""The last act of `make demo`: draw with the two trained models, measure, tell."""
