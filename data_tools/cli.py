@@ -8,7 +8,7 @@ import click
 from data_tools import console
 
 
-@click.group(name="data-tools", context_settings=console.CONTEXT)
+@click.group(name="data-tools", context_settings=console.CONTEXT, no_args_is_help=False)
 def cli() -> None:
     """Look after caches of Kandinsky 2.2 embeddings and latents."""
 

@@ -23,8 +23,6 @@ def run(command: click.Command) -> NoReturn:
     """
     try:
         status = command.main(prog_name=command.name, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as err:
-        _stop(err.format_message(), 2)
     except click.UsageError as err:
         _stop(_usage_line(err), 2)
     except click.ClickException as err:

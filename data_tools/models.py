@@ -54,6 +54,11 @@ def record(name: str, cache: Path) -> dict[str, str]:
     return {"path": os.path.relpath(folder.resolve(), cache.resolve())} if folder.is_dir() else {"hub": name}
 
 
-def recall(model: dict[str, str], cache: Path) -> str:
-    """The name that `record` took down, as seen from here."""
-    return os.path.relpath(cache.resolve() / model["path"]) if "path" in model else model["hub"]
+def recall(model: dict[str, str], cache: Path, *, flag: str) -> str:
+    """The name that `record` took down, as seen from here. Raises `UserError` if the folder is gone."""
+    if "path" not in model:
+        return model["hub"]
+    folder = os.path.relpath(cache.resolve() / model["path"])
+    if not Path(folder).is_dir():
+        raise UserError(f"{flag}: missing, and the cache was made with {folder}, which is not there any more")
+    return folder

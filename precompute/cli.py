@@ -17,9 +17,36 @@ def _columns(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         return None
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
     for name in names:
-        if not re.fullmatch(r"image|text|latents@\d+", name):
+        if not re.fullmatch(r"image|text|latents@[1-9]\d*", name):
             raise click.BadParameter(f"found {name!r}, wanted image, text or latents@RESOLUTION")
     return names
+
+
+def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tuple[str, ...]:
+    """The columns of this run. Raises `UserError` for flags that contradict each other or the models."""
+    latents = tuple(f"latents@{side}" for side in resolutions)
+    if columns and not set(latents) <= set(columns):
+        raise UserError(f"--resolution: {', '.join(latents)} is not among --columns {','.join(columns)}")
+    wanted = columns or ("image", "text", *(latents or ("latents@512",)))
+    for name in wanted:
+        side = int(name.partition("@")[2] or 64)
+        if side % 64 or not side:
+            raise UserError(
+                f"--resolution: found {side}, wanted a multiple of 64 (MoVQ and UNet halve it 6 times)"
+            )
+    return wanted
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or the best there is. Raises `UserError` for one that is not there."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as err:  # torch raises either for a device that is not there
+        raise UserError(f"--device: {name}: {str(err).splitlines()[0]}") from None
+    return name
 
 
 @click.command(name="precompute", context_settings=console.CONTEXT)
@@ -76,7 +103,7 @@ def _columns(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 )
 @click.option(
     "--max-pixels",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=images.MAX_PIXELS),
     default=images.MAX_PIXELS,
     show_default=True,
     metavar="PIXELS",
@@ -122,18 +149,11 @@ def precompute(
     \b
     precompute --data pictures/ --cache shards/ --resolution 768
     """
-    for side in resolution:
-        if side % 64:
-            raise UserError(
-                f"--resolution: found {side}, wanted a multiple of 64 (MoVQ and UNet halve it six times)"
-            )
-    wanted = columns or ("image", "text", *(f"latents@{side}" for side in resolution or (512,)))
-    import torch
-
+    wanted = _wanted(columns, resolution)
     from precompute.options import EncoderOptions, RunOptions
     from precompute.run import run
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     encoders = EncoderOptions(
         device=device,
         precision=PRECISION[precision or ("fp32" if device == "cpu" else "fp16")],

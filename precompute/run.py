@@ -17,7 +17,7 @@ from data_tools.cache.plan import plan_source
 from data_tools.cache.store import LocalStore
 from data_tools.cache.verify import hash_faults
 from data_tools.cache.writer import PartWriter
-from data_tools.errors import UserError
+from data_tools.errors import DataFault, UserError
 from data_tools.sources import Sample, Source, open_source
 from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, TextEncoder
 from precompute.options import RunOptions
@@ -38,13 +38,16 @@ def run(options: RunOptions, *, dry_run: bool = False) -> str:
     _check_identities(store, encoders)
     plan = plan_source(store, source, options.part_size, write=not dry_run)
     cache = Cache(store)
+    faults = damaged(cache, encoders) if options.repair else {}
+    notes = list(faults.values())
     if dry_run:
         from precompute.estimate import describe
 
-        return describe(source, plan, missing(cache, plan, encoders), encoders)
+        return "\n".join([*notes, describe(source, plan, missing(cache, plan, encoders), encoders)])
     for encoder in encoders:
         cache.declare(encoder.column)
-    notes = _repair(cache, encoders) if options.repair else []
+    for record in faults:
+        store.remove(record)  # withdrawn, so that the part is made again; its bytes stay
     work = missing(cache, plan, encoders)
     without_null = [e for e in encoders if e.column.has_null and cache.commit(e.column, NULL_PART) is None]
     for encoder in encoders:
@@ -83,29 +86,35 @@ def missing(cache: Cache, plan: list[Part], encoders: list[Encoder]) -> Work:
 
 def _check_identities(store: LocalStore, encoders: list[Encoder]) -> None:
     """Raises `UserError` naming the keys in which a column of the cache differs from what would be made."""
+    columns = [encoder.column for encoder in encoders]  # hashes the models: one without weights ends here
     if store.size("cache.json") is None:
         return
     cache = Cache.open(store)
-    for encoder in encoders:
-        found = cache.column(encoder.column.name)
-        if found is not None and found.identity != encoder.column.identity:
-            keys = "; ".join(differences(found.identity, encoder.column.identity))
+    for column in columns:
+        found = cache.column(column.name)
+        if found is not None and found.identity != column.identity:
+            keys = "; ".join(differences(found.identity, column.identity))
             raise UserError(
-                f"--cache: {store.root}: column {encoder.column.name} was made otherwise ({keys}); "
+                f"--cache: {store.root}: column {column.name} was made otherwise ({keys}); "
                 "give the options it was made with, or a new --cache"
             )
 
 
-def _repair(cache: Cache, encoders: list[Encoder]) -> list[str]:
-    """Withdraw the commit record of every part whose bytes are not those committed; they are then redone."""
-    notes = []
+def damaged(cache: Cache, encoders: list[Encoder]) -> dict[str, str]:
+    """Commit records of parts whose bytes are not those committed → what is wrong. Reads every byte."""
+    found: dict[str, str] = {}
     for encoder in encoders:
-        for commit in cache.commits(encoder.column).values():
-            faults = hash_faults(cache.store, commit)
+        folder = f"{column_folder(encoder.column)}/commits"
+        for name in cache.store.names(folder):
+            part = name.removesuffix(".json")
+            try:
+                commit = cache.commit(encoder.column, part)
+                faults = hash_faults(cache.store, commit) if commit is not None else []
+            except DataFault as err:  # the record itself
+                faults = [str(err)]
             if faults:
-                cache.store.remove(f"{column_folder(encoder.column)}/commits/{commit.part}.json")
-                notes.append(f"{commit.column}, {commit.part} is redone: {faults[0]}")
-    return notes
+                found[f"{folder}/{name}"] = f"{encoder.column.name}, {part} is damaged: {faults[0]}"
+    return found
 
 
 @torch.inference_mode()

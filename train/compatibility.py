@@ -35,7 +35,7 @@ def check_same_clip(model: Path, reader: CacheReader, *, flag: str) -> None:
         here, there = _encoder(reader.columns[name].identity), _encoder(trained_on[name])
         if here != there:
             raise UserError(
-                f"{flag}: {model} was trained on a {name} column made by encoder {there}, "
+                f"{flag}: {model} was trained on column {name} made by encoder {there}, "
                 f"but {reader.root} was made by encoder {here}; the two must be the same"
             )
 

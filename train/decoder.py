@@ -69,8 +69,8 @@ def _prepare(
 
     latents = latents_column(options.cache, resolution)
     reader = CacheReader(options.cache, ["image", latents], allow_partial=options.allow_partial)
-    name = decoder_model or models.recall(reader.columns[latents].model, reader.root)
-    prior = prior_model or models.recall(reader.columns["image"].model, reader.root)
+    name = decoder_model or models.recall(reader.columns[latents].model, reader.root, flag="--decoder-model")
+    prior = prior_model or models.recall(reader.columns["image"].model, reader.root, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--decoder-model")
     config = models.config(folder / "unet", flag="--decoder-model")
     check_widths(reader, {"image_embeds": config["encoder_hid_dim"]}, f"--decoder-model: {name}")

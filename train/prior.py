@@ -50,7 +50,7 @@ def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, Cac
     from train.compatibility import check_same_clip, check_widths
 
     reader = CacheReader(options.cache, ["image", "text"], allow_partial=options.allow_partial)
-    name = prior_model or models.recall(reader.columns["text"].model, reader.root)
+    name = prior_model or models.recall(reader.columns["text"].model, reader.root, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--prior-model")
     config = models.config(folder / "prior", flag="--prior-model")
     dim = config["embedding_dim"]

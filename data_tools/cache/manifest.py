@@ -17,6 +17,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import xxhash
+
 from data_tools.cache.fields import Column
 from data_tools.cache.identity import digest
 from data_tools.cache.store import LocalStore
@@ -25,6 +27,8 @@ from data_tools.errors import DataFault, UserError
 VERSION = 1
 NULL_PART = "null"
 PLAN = "plans/000001.json"
+SEAL = "xxh3_128"
+"Key of the hash that plan, column declarations and commit records carry of themselves."
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Cache:
 
     def declare(self, column: Column) -> None:
         """Add a column, unless it is there already. Meant for one whose identity has been compared."""
-        self.store.create(f"columns/{column.name}/column.json", dump(column.to_json()))
+        self.store.create(f"columns/{column.name}/column.json", sealed(column.to_json()))
 
     def commit(self, column: Column, part: str) -> Commit | None:
         """The commit record of a part of a column, or None."""
@@ -134,18 +138,31 @@ class Cache:
 
     def table(self, part: Part) -> list[dict[str, Any]]:
         """The sample table of a part: key, captions, place, num_bytes, mtime_ns of each sample."""
-        return [json.loads(line) for line in self.store.read(part.table).splitlines()]
+        data = self.store.read(part.table) if self.store.size(part.table) is not None else b""
+        if xxhash.xxh3_128_hexdigest(data) != part.xxh3_128:
+            raise DataFault(
+                f"{self.store.root / part.table}: sample table of {part.name}: missing or changed"
+            )
+        return [json.loads(line) for line in data.splitlines()]
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
             data: dict[str, Any] = json.loads(self.store.read(name))
-            return data
         except (ValueError, FileNotFoundError) as err:
             raise DataFault(f"{self.store.root / name}: not readable JSON: {err}") from None
+        if not isinstance(data, dict) or data.pop(SEAL, None) != xxhash.xxh3_128_hexdigest(dump(data)):
+            raise DataFault(f"{self.store.root / name}: has changed bytes ({SEAL} differs)")
+        return data
 
 
 def column_folder(column: Column) -> str:
     return f"columns/{column.name}/{digest(column.identity)[:12]}"
+
+
+def sealed(data: Any) -> bytes:
+    """As `dump`, with the hash of all the rest in it: a changed byte is noticed when it is read."""
+    plain = json.loads(dump(data))
+    return dump({**plain, SEAL: xxhash.xxh3_128_hexdigest(dump(plain))})
 
 
 def dump(data: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from data_tools.cache.manifest import PLAN, VERSION, Cache, Part, dump
+from data_tools.cache.manifest import PLAN, VERSION, Cache, Part, dump, sealed
 from data_tools.cache.store import LocalStore
 from data_tools.errors import UserError
 from data_tools.sources import Source
@@ -45,7 +45,7 @@ def plan_source(store: LocalStore, source: Source, part_size: int, *, write: boo
         return parts
     store.create("cache.json", dump({"format": "kandinsky-cache", "version": VERSION}))
     plan = {"part_size": part_size, "samples": sum(part.samples for part in parts)}
-    store.create(PLAN, dump({**plan, "parts": [asdict(part) for part in parts]}))
+    store.create(PLAN, sealed({**plan, "parts": [asdict(part) for part in parts]}))
     return Cache.open(store).plan()
 
 

@@ -13,7 +13,9 @@ in the way. Memory: the indices of the columns asked for, about 24 bytes a row a
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -116,7 +118,8 @@ class _ColumnParts:
         self.starts = np.concatenate([[0], ends]).astype(np.int64)
         self.first_row = {commit.part: int(start) for commit, start in zip(self.commits, self.starts)}
         self.touched = {field.name: np.zeros(int(self.starts[-1]), dtype=bool) for field in column.fields}
-        self._files: OrderedDict[str, int] = OrderedDict()
+        self._files: OrderedDict[str, FileIO] = OrderedDict()
+        self._lock = Lock()
 
     @property
     def null_row(self) -> int:
@@ -131,8 +134,9 @@ class _ColumnParts:
             extents = [self.index[self.commits[part].part].fields[field.name] for part in part_of_row]
             local = rows - self.starts[part_of_row]
             shapes = np.array([e.shape[i] for e, i in zip(extents, local)], dtype=np.int64)
-            longest = shapes.reshape(len(rows), len(field.shape)).max(axis=0, initial=0)
-            out = np.zeros((len(rows), *longest), dtype=field.storage)
+            shapes = shapes.reshape(len(rows), len(field.shape))
+            longest = (int(shapes[:, 0].max(initial=0)),) if field.ragged else ()
+            out = np.zeros((len(rows), *longest, *field.item_shape), dtype=field.storage)
             for number, (part, item) in enumerate(zip(part_of_row, local)):
                 self._read(field, extents[number], int(part), int(item), out[number, : shapes[number, 0]])
             batch[field.name] = out
@@ -153,7 +157,8 @@ class _ColumnParts:
             if done < len(flat):
                 buffers.append(bytearray(extents.gap_bytes))
         wanted = sum(len(buffer) for buffer in buffers)
-        if os.preadv(self._file(extents.object, part), buffers, offset) != wanted:
+        file = self._file(extents.object, part)  # held here, so that no other thread's eviction closes it
+        if os.preadv(file.fileno(), buffers, offset) != wanted:
             raise self._damaged(part, f"{field.name} ends before row {item}")
         row = int(self.starts[part]) + item
         if not self.touched[field.name][row]:
@@ -161,22 +166,21 @@ class _ColumnParts:
                 raise self._damaged(part, f"{field.name}: crc32c of row {item} differs")
             self.touched[field.name][row] = True
 
-    def _file(self, name: str, part: int) -> int:
-        """An open descriptor; the least recently used one is closed when there are too many."""
-        if name in self._files:
+    def _file(self, name: str, part: int) -> FileIO:
+        """An open file; the least recently used one is let go when there are too many, and closes itself."""
+        with self._lock:
+            if name not in self._files:
+                try:
+                    self._files[name] = FileIO(self.store.root / name)
+                except FileNotFoundError:
+                    raise self._damaged(part, f"{name} is missing") from None
             self._files.move_to_end(name)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
             return self._files[name]
-        if len(self._files) >= OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        try:
-            self._files[name] = os.open(self.store.root / name, os.O_RDONLY)
-        except FileNotFoundError:
-            raise self._damaged(part, f"{name} is missing") from None
-        return self._files[name]
 
     def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.clear()
 
     def _open(self, commit: Commit) -> PartIndex:
         faults = size_faults(self.store, commit)

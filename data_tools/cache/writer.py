@@ -17,7 +17,7 @@ from data_tools.cache import zarr_part
 from data_tools.cache.extents import FieldExtents, PartIndex
 from data_tools.cache.fields import Column, Field, Row
 from data_tools.cache.identity import digest
-from data_tools.cache.manifest import Commit, Object, column_folder, dump
+from data_tools.cache.manifest import Commit, Object, column_folder, sealed
 from data_tools.cache.store import LocalStore
 from data_tools.sources import Sample
 
@@ -78,7 +78,7 @@ class PartWriter:
             rejects=tuple(self._rejects),
             encode_seconds=round(self.encode_seconds, 3),
         )
-        return self.store.create(f"{column_folder(self.column)}/commits/{self.part}.json", dump(record))
+        return self.store.create(f"{column_folder(self.column)}/commits/{self.part}.json", sealed(record))
 
     def _put_field(self, group: str, field: Field, rows: list[Row]) -> FieldExtents:
         """Store all rows of a field as one array (ragged ones end to end) and say where each lies."""

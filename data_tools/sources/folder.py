@@ -38,6 +38,9 @@ class ImageFolder:
                 captions[place] = texts
         for place in pictures:
             captions.setdefault(place, ())
+        for place in captions:
+            if place != (shown := place.encode("utf-8", "backslashreplace").decode()):
+                raise UserError(f"--data: {data}: a file name that is not UTF-8: {shown}; rename it")
         if not captions:
             raise UserError(f"--data: {data}: no pictures found (looked for {' '.join(sorted(PICTURES))})")
         return cls(root, tuple(captions.items()))
@@ -85,7 +88,7 @@ def _read_metadata(path: Path, root: Path, column: str) -> Iterator[tuple[str, t
     """(place, captions) of each row. Raises `UserError` for what is not a metadata file."""
     folder = path.parent.relative_to(root)
     columns: set[str] = set()
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -106,4 +109,5 @@ def _read_metadata(path: Path, root: Path, column: str) -> Iterator[tuple[str, t
 def _captions(value: object) -> tuple[str, ...]:
     """One caption or a list of them; whatever is empty or no text is no caption."""
     values = value if isinstance(value, list) else [value]
-    return tuple(text for text in values if isinstance(text, str) and text.strip())
+    texts = [text for text in values if isinstance(text, str) and text.strip()]
+    return tuple(text.encode("utf-8", "replace").decode() for text in texts)  # JSON may hold half surrogates

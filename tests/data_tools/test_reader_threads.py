@@ -1,0 +1,31 @@
+"""Several threads read one cache: a trainer's read-ahead and its validation do."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.cache import reader as reader_module
+from data_tools.cache.reader import CacheReader
+from tests.data_tools.caches import build
+
+
+def test_threads_that_push_out_each_others_files_read_the_right_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "OPEN_FILES", 2)
+    made = build(tmp_path, count=24, part_size=2)
+    expected = np.array([made["image"][f"k{i}"][0]["image_embeds"] for i in range(24)])
+    reader = CacheReader(tmp_path, ["image"])
+    rows = reader.first_row["image"]
+
+    def read(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        samples = [rng.integers(0, 24, 16) for _ in range(100)]
+        return all(
+            np.array_equal(reader.gather("image", rows[s])["image_embeds"], expected[s]) for s in samples
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(4)))
