@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.cache import reader as reader_module
-from data_tools.cache import zarr_part
+from data_tools.cache import records, zarr_part
 from data_tools.cache.reader import CacheReader
 from data_tools.errors import UserError
 from tests.data_tools.caches import COLUMNS, D, build, read, same
@@ -108,7 +107,7 @@ def test_a_moved_cache_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_few_open_files_are_enough_for_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "OPEN_FILES", 2)
+    monkeypatch.setattr(records, "OPEN_FILES", 2)
     made = build(tmp_path, count=20, part_size=2)
     reader = CacheReader(tmp_path, ["image"])
     for _ in range(2):
@@ -116,7 +115,7 @@ def test_few_open_files_are_enough_for_many_parts(tmp_path: Path, monkeypatch: p
         assert np.array_equal(
             batch["image_embeds"], [made["image"][f"k{i}"][0]["image_embeds"] for i in range(20)]
         )
-    assert len(reader._parts["image"]._files) == 2
+    assert len(reader._parts["image"]._files._open) == 2
 
 
 def test_key_hashes_do_not_depend_on_the_columns_read(tmp_path: Path) -> None:
