@@ -109,6 +109,20 @@ def _device(name: str | None) -> str:
     metavar="PIXELS",
     help="Reject larger pictures.",
 )
+@click.option(
+    "--format",
+    type=click.Choice(["zarr", "webdataset"]),
+    default="zarr",
+    show_default=True,
+    help="Container of the parts: zarr groups or tars.",
+)
+@click.option(
+    "--tar-block",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="ROWS",
+    help="Rows in each member of a tar; 1: the classic one sample a key.  [default: 1 to 2.5 MB]",
+)
 # How the work is done.
 @click.option("--part-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="SAMPLES")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="SAMPLES")
@@ -135,6 +149,8 @@ def precompute(
     dtype: str,
     alpha: str,
     max_pixels: int,
+    format: str,
+    tar_block: int,
     part_size: int,
     batch_size: int,
     workers: int,
@@ -173,6 +189,8 @@ def precompute(
         batch_size=batch_size,
         workers=workers,
         max_pixels=max_pixels,
+        format=format,
+        tar_block=tar_block,
         repair=repair,
         encoders=encoders,
     )

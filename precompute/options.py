@@ -36,6 +36,10 @@ class RunOptions:
     "Threads that decode pictures."
     max_pixels: int
     "Larger pictures are rejected."
+    format: str
+    "Container of the parts: `zarr` or `webdataset`."
+    tar_block: int
+    "Rows in each member of a tar; 0: as fits."
     repair: bool
     "Check the bytes of every committed part and redo the damaged ones."
     encoders: EncoderOptions

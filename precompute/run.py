@@ -14,9 +14,12 @@ from data_tools.cache import report
 from data_tools.cache.identity import differences
 from data_tools.cache.manifest import NULL_PART, Cache, Part, column_folder
 from data_tools.cache.plan import plan_source
+from data_tools.cache.rows import Container
 from data_tools.cache.store import LocalStore
+from data_tools.cache.tar_part import TarPart
 from data_tools.cache.verify import hash_faults
 from data_tools.cache.writer import PartWriter
+from data_tools.cache.zarr_part import ZarrPart
 from data_tools.errors import DataFault, UserError
 from data_tools.sources import Sample, Source, open_source
 from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, TextEncoder
@@ -137,10 +140,14 @@ def _encode(cache: Cache, source: Source, work: Work, options: RunOptions) -> li
         ThreadPoolExecutor(1) as committer,
     ):
         committing: list[Future[bool]] = []
+        container: Container = TarPart(options.tar_block) if options.format == "webdataset" else ZarrPart()
         for part, lacking in work:
             samples = [_sample(row) for row in cache.table(part)]
             todo = [encoder for encoder in lacking if cache.commit(encoder.column, part.name) is None]
-            pairs = [(encoder, PartWriter(cache.store, encoder.column, part.name)) for encoder in todo]
+            pairs = [
+                (encoder, PartWriter(cache.store, encoder.column, part.name, container=container))
+                for encoder in todo
+            ]
             encode_part(samples, source, pairs, options, pool, progress)
             for future in committing:
                 future.result()

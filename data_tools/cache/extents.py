@@ -20,8 +20,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
+
+def crc32c(data: NDArray[Any]) -> int:
+    """crc32c of an array's bytes; the array must be contiguous."""
+    return int(google_crc32c.value(data.reshape(-1).view(np.uint8)))
 
 
 @dataclass(frozen=True)

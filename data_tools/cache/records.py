@@ -8,7 +8,6 @@ field, and 8 more for a ragged one.
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -87,7 +86,8 @@ class ColumnRecords:
                 batch[str(field.ragged)] = lengths
             else:
                 lengths, shape = np.ones(len(rows), dtype=np.int64), field.item_shape
-            out = np.zeros((len(rows), *shape), dtype=field.storage)
+            make = np.zeros if field.ragged else np.empty  # what no row fills stays zero
+            out = make((len(rows), *shape), dtype=field.storage)
             self._fill(where, rows, parts, lengths * field.item_bytes, out)
             batch[field.name] = out
         return batch
@@ -134,27 +134,27 @@ class ColumnRecords:
         room = chunk - offsets % np.maximum(chunk + gap, 1)
         whole = ((chunk == 0) | (sizes <= room)).tolist()
         crc32c, touched = where.crc32c[rows].tolist(), where.touched[rows].tolist()
-        items = zip(flat, rows.tolist(), parts.tolist(), sizes.tolist(), offsets.tolist(), strict=True)
+        items = zip(flat, rows.tolist(), parts.tolist(), sizes.tolist(), offsets.tolist())
         for number, (place, row, part, size, offset) in enumerate(items):
             data = place[:size]
-            try:
-                file = self._files.get(
-                    where.objects[part]
-                )  # held, so that no other thread's eviction closes it
-            except FileNotFoundError:
-                raise self._damaged(part, f"{where.objects[part]} is missing") from None
-            buffers: Sequence[Any] = (data,)
+            buffers: list[Any] = [data]
             if not whole[number]:
                 buffers = _around_gaps(data, int(room[number]), int(chunk[number]), int(gap[number]))
-            wanted = size if whole[number] else sum(len(buffer) for buffer in buffers)
-            if os.preadv(file.fileno(), buffers, offset) != wanted:
+                size = sum(len(buffer) for buffer in buffers)
+            file = self._file(where, part)  # held while it is read: an eviction elsewhere must not close it
+            if os.preadv(file.fileno(), buffers, offset) != size:
                 raise self._damaged(part, f"{where.field.name} ends before row {row - self.starts[part]}")
             if not touched[number]:
                 if google_crc32c.value(data) != crc32c[number]:
-                    raise self._damaged(
-                        part, f"{where.field.name}: crc32c of row {row - self.starts[part]} differs"
-                    )
+                    number = row - self.starts[part]
+                    raise self._damaged(part, f"{where.field.name}: crc32c of row {number} differs")
                 where.touched[row] = True
+
+    def _file(self, where: _FieldRows, part: int) -> FileIO:
+        try:
+            return self._files.get(where.objects[part])
+        except FileNotFoundError:
+            raise self._damaged(part, f"{where.objects[part]} is missing") from None
 
     def _open(self, commit: Commit) -> PartIndex:
         faults = size_faults(self.store, commit)

@@ -18,16 +18,50 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.cache.fields import Field
 from data_tools.cache.manifest import dump
+from data_tools.cache.rows import PartRows, Placement, Put
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 2_500_000
 "Size that inner chunks stay under, unless one item is larger."
+SUFFIX = ".zarr"
 CRC_BYTES = 4
 
 
-def crc32c(data: NDArray[Any]) -> int:
-    """crc32c of an array's bytes; the array must be contiguous."""
-    return int(google_crc32c.value(data.reshape(-1).view(np.uint8)))
+class ZarrPart:
+    """The container."""
+
+    def write(self, put: Put, name: str, rows: PartRows) -> dict[str, Placement]:
+        """Store the group `name`.zarr; where each field's rows lie in its objects."""
+        group = name + SUFFIX
+        placements = {field.name: _put_field(put, group, field, rows) for field in rows.fields}
+        _put_array(put, f"{group}/sample_index", rows.sample_index, {})
+        _put_array(put, f"{group}/row_offsets", rows.row_offsets, {})
+        put(f"{group}/zarr.json", [group_metadata(rows.about)])
+        return placements
+
+
+def _put_field(put: Put, group: str, field: Field, rows: PartRows) -> Placement:
+    """All rows of a field as one array, ragged ones end to end."""
+    items, starts = rows.stacked(field)
+    grid = _put_array(put, f"{group}/{field.name}", items, {"dtype": field.dtype})
+    if field.ragged:
+        _put_array(put, f"{group}/{field.name}_offsets", starts, {})
+    return Placement(
+        object=f"{group}/{field.name}/{shard_key(field.item_shape)}",
+        chunk_bytes=grid.chunk_bytes,
+        gap_bytes=CRC_BYTES,
+        offset=grid.offset(starts[:-1]),
+    )
+
+
+def _put_array(put: Put, name: str, items: NDArray[Any], attributes: dict[str, Any]) -> "ChunkGrid":
+    item_shape = items.shape[1:]
+    grid = ChunkGrid(len(items), int(np.prod(item_shape)) * items.itemsize)
+    put(f"{name}/zarr.json", [array_metadata(grid, item_shape, items.dtype, attributes)])
+    if len(items):
+        put(f"{name}/{shard_key(item_shape)}", shard(grid, items))
+    return grid
 
 
 @dataclass(frozen=True)
