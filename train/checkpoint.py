@@ -9,6 +9,7 @@ Noise, order and learning rate are functions of the step, so there is no random 
 """
 
 import json
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -61,12 +63,28 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
     scaler = training.scaler.state_dict() if training.scaler is not None else None
     (temporary / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
     if target.exists():  # written by a run that this one went back behind
-        shutil.rmtree(target)
+        _delete(target)
     temporary.rename(target)
     if keep is not None:
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        older = [path for path in checkpoints(folder) if step_of(path) < step]
+        for old in older[: max(0, len(older) + 1 - keep)]:
+            _delete(old)
     return target
+
+
+def _delete(checkpoint: Path) -> None:
+    """At no moment does a checkpoint's name stand for half of one."""
+    doomed = checkpoint.with_name(f".tmp-deleted-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def largest(training: Training) -> float:
+    """The largest absolute value among weights and optimizer state, NaN if there is one; a host sync."""
+    weights = [parameter.detach() for _, parameter in training.parameters]
+    state = [value for values in training.optimizer.state.values() for value in values.values()]
+    return float(nn.utils.get_total_norm([*weights, *state], norm_type=math.inf))
 
 
 def load(folder: Path, training: Training) -> int:
@@ -78,13 +96,13 @@ def load(folder: Path, training: Training) -> int:
         training.model.load_state_dict(weights)
         tensors = load_file(folder / "optimizer.safetensors")
         record = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError, RuntimeError, KeyError) as err:
+        numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for path, tensor in tensors.items():
+            name, key = path.rsplit("/", 1)
+            state.setdefault(numbers[name], {})[key] = tensor
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as err:
         raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {err}") from None
-    numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for path, tensor in tensors.items():
-        name, key = path.rsplit("/", 1)
-        state.setdefault(numbers[name], {})[key] = tensor
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if training.scaler is not None and record["scaler"] is not None:

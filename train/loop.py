@@ -7,9 +7,11 @@ batch), so a resumed run, also one at another number of ranks, takes the steps i
 
 import json
 from collections.abc import Generator
+from contextlib import closing
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +20,7 @@ from data_tools.errors import UserError
 from train import checkpoint
 from train.batches import Batch, Slice, TrainingBatches, null_conditions
 from train.draws import draw
-from train.meter import Meter
+from train.meter import Meter, require_finite
 from train.metrics import MetricsFile, draw_losses
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
@@ -33,7 +35,10 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        # as a plugin: the environment variable of `accelerate launch` would win over a plain number
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
     )
     share = Slice(
         accelerator.process_index,
@@ -57,10 +62,14 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         accelerator.print(json.dumps(record, indent=1))
         accelerator.print("nothing was written (--dry-run)")
         return
-    if accelerator.is_main_process:
-        open_run(options.output_dir, record, resume)
     run = Run(task, reader, held, options, accelerator, total_steps)
     first_step = checkpoint.load(resume, run.training) if resume else 0
+    if first_step > total_steps:
+        raise UserError(
+            f"--max-train-steps: {resume} is at step {first_step}, past the last of {total_steps}"
+        )
+    if accelerator.is_main_process:
+        open_run(options.output_dir, record, resume)
     run.train(TrainingBatches(reader, samples, share, options.seed, accelerator.device), first_step)
     if accelerator.is_main_process:
         task.export()
@@ -98,8 +107,10 @@ class Run:
         options, main = self.options, self.accelerator.is_main_process
         metrics = MetricsFile(options.output_dir / "metrics.jsonl", first_step) if main else None
         meter = Meter(self.accelerator, batches)
-        stream = batches.iterate(first_step, self.total_steps)
-        with tqdm(total=self.total_steps, initial=first_step, desc=self.task.name, disable=not main) as bar:
+        with (
+            closing(batches.iterate(first_step, self.total_steps)) as stream,
+            tqdm(total=self.total_steps, initial=first_step, desc=self.task.name, disable=not main) as bar,
+        ):
             for step in range(first_step, self.total_steps + 1):
                 done, moved = step == self.total_steps, step > first_step
                 saves = moved and (done or step % options.checkpointing_steps == 0)
@@ -113,6 +124,7 @@ class Run:
                     value = held_out_loss(
                         self.task, self.loss, self.null, self.reader, self.held, options, self.accelerator
                     )
+                    require_finite(value, "validation loss", f"at step {step}")
                     if metrics:
                         metrics.write(step, validation_loss=value)
                         bar.write(f"step {step}: validation loss {value:.4f}")
@@ -125,7 +137,6 @@ class Run:
                 meter.lr = self._set_lr(step)
                 self._step(step, stream, meter)
                 bar.update()
-        stream.close()
 
     def _step(self, step: int, stream: Generator[tuple[Batch, Tensor], None, None], meter: Meter) -> None:
         """One optimizer step; nothing in it waits for the device."""
@@ -167,6 +178,8 @@ class Run:
         return lr
 
     def _save(self, step: int) -> None:
+        # the last update may have gone wrong although every loss before it was finite
+        require_finite(checkpoint.largest(self.training), "weights", f"after step {step}")
         if self.accelerator.is_main_process:
             checkpoint.save(
                 self.options.output_dir, step, self.training, keep=self.options.checkpoints_total_limit

@@ -11,6 +11,15 @@ from data_tools.errors import DataFault
 from train.batches import TrainingBatches
 
 
+def require_finite(value: float, what: str, when: str) -> None:
+    """Raises `DataFault` if training has diverged."""
+    if not math.isfinite(value):
+        raise DataFault(
+            f"{what}: not finite {when}; the last checkpoint is older and sound; "
+            "lower --learning-rate, or use --mixed-precision bf16 instead of fp16"
+        )
+
+
 class Meter:
     """Collects the losses between two lines of metrics."""
 
@@ -36,12 +45,8 @@ class Meter:
         """Means since the last call, over all ranks. Raises `DataFault` if the loss is not finite."""
         mean = self._loss / self._rounds
         loss = float(self.accelerator.reduce(mean, reduction="mean"))
-        if not math.isfinite(loss):
-            first = step - self._rounds // self.batches.share.num_rounds
-            raise DataFault(
-                f"loss: not finite between steps {first} and {step}; the last checkpoint is older and sound; "
-                "lower --learning-rate, or use --mixed-precision bf16 instead of fp16"
-            )
+        first = step - self._rounds // self.batches.share.num_rounds
+        require_finite(loss, "loss", f"between steps {first} and {step}")
         seconds = time.perf_counter() - self._started
         share = self.batches.share
         samples = self._rounds * share.micro_batch_size * share.world_size

@@ -17,6 +17,8 @@ from train.task import Task
 LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
 MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run"}
 "Options that may differ between a run and its continuation without a word."
+DERIVED = ("global_batch_size", "total_steps", "train_samples")
+"Numbers on which the order of samples and the schedule depend; they also change with ranks and the cache."
 
 
 def run_record(
@@ -54,7 +56,13 @@ def open_run(output: Path, record: dict[str, Any], resume: Path | None) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old = {**before.get("options", {}), **before.get("cache", {}).get("identities", {})}
-    new = {**now["options"], **now["cache"]["identities"]}
+    old, new = (
+        {
+            **{key: record.get(key) for key in DERIVED},
+            **record.get("options", {}),
+            **record.get("cache", {}).get("identities", {}),
+        }
+        for record in (before, now)
+    )
     keys = sorted(k for k in (old.keys() | new.keys()) - MOVABLE if old.get(k) != new.get(k))
     return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys]
