@@ -10,6 +10,7 @@ Noise, order and learning rate are functions of the step, so there is no random 
 
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -62,14 +63,20 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
     save_file(tensors, temporary / "optimizer.safetensors")
     scaler = training.scaler.state_dict() if training.scaler is not None else None
     (temporary / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
-    if target.exists():  # written by a run that this one went back behind
-        _delete(target)
+    _sync(temporary)
     temporary.rename(target)
     if keep is not None:
-        older = [path for path in checkpoints(folder) if step_of(path) < step]
-        for old in older[: max(0, len(older) + 1 - keep)]:
+        for old in checkpoints(folder)[:-keep]:
             _delete(old)
     return target
+
+
+def _sync(folder: Path) -> None:
+    """Have everything in a folder on disk before it gets its name."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def _delete(checkpoint: Path) -> None:
@@ -124,7 +131,15 @@ def find(folder: Path, wanted: str) -> Path | None:
     """The checkpoint that `--resume-from-checkpoint` names; None for `latest` where there is none yet."""
     if wanted == "latest":
         return next(reversed(checkpoints(folder)), None)
-    for path in (Path(wanted), folder / wanted):
-        if (path / "state.json").is_file():
-            return path
-    raise UserError(f"--resume-from-checkpoint: {wanted} is not a checkpoint (it has no state.json)")
+    path = next((p for p in (Path(wanted), folder / wanted) if (p / "state.json").is_file()), None)
+    if path is None:
+        raise UserError(f"--resume-from-checkpoint: {wanted} is not a checkpoint (it has no state.json)")
+    newer = [
+        p for p in checkpoints(folder) if step_of(p) > json.loads((path / "state.json").read_text())["step"]
+    ]
+    if newer:
+        raise UserError(
+            f"--resume-from-checkpoint: {folder} holds newer ones, up to {newer[-1].name}; "
+            "to branch off, give another --output-dir and this checkpoint's path"
+        )
+    return path

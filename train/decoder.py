@@ -75,6 +75,10 @@ def _prepare(
     config = models.config(folder / "unet", flag="--decoder-model")
     check_widths(reader, {"image_embeds": config["encoder_hid_dim"]}, f"--decoder-model: {name}")
     check_same_clip(folder, reader, flag="--decoder-model")
+    if config.get("dropout"):
+        raise UserError(
+            f"--decoder-model: {name} has dropout {config['dropout']}, wanted 0: resuming is exact"
+        )
     (field,) = reader.columns[latents].fields
     if config["in_channels"] != field.shape[0]:
         raise UserError(
@@ -93,10 +97,11 @@ def make_task(
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline, model_card
+    from train.export import Base, export_pipeline, model_card
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
+    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
     unet.float()
     schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--decoder-model"))
@@ -115,9 +120,7 @@ def make_task(
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
-        export=partial(
-            export_pipeline, options.output_dir, name, "unet", unet, flag="--decoder-model", card=card
-        ),
+        export=partial(export_pipeline, options.output_dir, base, "unet", unet, card),
     )
 
 

@@ -8,10 +8,11 @@ batch), so a resumed run, also one at another number of ranks, takes the steps i
 import json
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,17 +30,12 @@ from train.schedules import lr_factor
 from train.task import Task
 from train.validation import Samples, held_out_loss, split
 
+PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
 
 def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
     """Train, validate, checkpoint, export. Raises `UserError` before anything is written."""
-    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        # as a plugin: the environment variable of `accelerate launch` would win over a plain number
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-    )
+    accelerator = make_accelerator(options)
     share = Slice(
         accelerator.process_index,
         accelerator.num_processes,
@@ -63,11 +59,7 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         accelerator.print("nothing was written (--dry-run)")
         return
     run = Run(task, reader, held, options, accelerator, total_steps)
-    first_step = checkpoint.load(resume, run.training) if resume else 0
-    if first_step > total_steps:
-        raise UserError(
-            f"--max-train-steps: {resume} is at step {first_step}, past the last of {total_steps}"
-        )
+    first_step = run.resume(resume)
     if accelerator.is_main_process:
         open_run(options.output_dir, record, resume)
     run.train(TrainingBatches(reader, samples, share, options.seed, accelerator.device), first_step)
@@ -77,6 +69,26 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Device, precision and ranks. Raises `UserError` for what cannot be kept."""
+    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        # as a plugin: the environment variable of `accelerate launch` would win over a plain number
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+    )
+    if accelerator.distributed_type not in PLAIN:
+        kind = accelerator.distributed_type.value
+        raise UserError(
+            f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed-precision: fp16 needs a GPU, wanted bf16 or no on the CPU")
+    return accelerator
 
 
 class Run:
@@ -101,6 +113,20 @@ class Run:
         self.training = checkpoint.Training(task.name, task.model, optimizer, parameters, accelerator.scaler)
         self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
+
+    def resume(self, folder: Path | None) -> int:
+        """Continue from a checkpoint, or start at step 0. Raises `UserError` if that cannot be done."""
+        step = checkpoint.load(folder, self.training) if folder else 0
+        if step > self.total_steps:
+            raise UserError(
+                f"--max-train-steps: {folder} is at step {step}, past the last of {self.total_steps}"
+            )
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"--output-dir: ranks see checkpoints of steps {steps}; wanted a folder all share"
+            )
+        return step
 
     def train(self, batches: TrainingBatches, first_step: int) -> None:
         """Optimizer steps first_step … total_steps-1, with the housekeeping between them."""

@@ -15,7 +15,7 @@ def require_finite(value: float, what: str, when: str) -> None:
     """Raises `DataFault` if training has diverged."""
     if not math.isfinite(value):
         raise DataFault(
-            f"{what}: not finite {when}; the last checkpoint is older and sound; "
+            f"{what}: not finite {when}; no checkpoint holds it; "
             "lower --learning-rate, or use --mixed-precision bf16 instead of fp16"
         )
 

@@ -71,11 +71,12 @@ def make_task(name: str, folder: Path, options: TrainOptions) -> "Task":
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline, model_card
+    from train.export import Base, export_pipeline, model_card
     from train.objectives import prior_loss
     from train.prior_model import CausalPrior
     from train.task import Loss, Task
 
+    base = Base.find(name, "prior", options.output_dir, flag="--prior-model")
     prior = PriorTransformer.from_pretrained(folder / "prior", use_safetensors=True, local_files_only=True)
     module = CausalPrior(prior.float())
     schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--prior-model"))
@@ -100,9 +101,7 @@ def make_task(name: str, folder: Path, options: TrainOptions) -> "Task":
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=module.enable_gradient_checkpointing,
-        export=partial(
-            export_pipeline, options.output_dir, name, "prior", prior, flag="--prior-model", card=card
-        ),
+        export=partial(export_pipeline, options.output_dir, base, "prior", prior, card),
     )
 
 

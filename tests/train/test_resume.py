@@ -158,20 +158,19 @@ def test_oldest_checkpoints_beyond_the_limit_are_deleted(cache, tmp_path):
     assert not list(output.glob(".*"))
 
 
-def test_going_back_behind_newer_checkpoints_keeps_what_is_written_now(cache, tmp_path):
-    flags = ("--checkpointing-steps", "1", "--max-train-steps", "4")
+def test_going_back_behind_newer_checkpoints_is_refused_and_branching_off_is_not(cache, tmp_path):
+    flags = ("--checkpointing-steps", "1", "--max-train-steps", "3", "--checkpoints-total-limit", "2")
     output = runs.train("prior", cache, tmp_path / "out", *flags)
-    back = ("--resume-from-checkpoint", "checkpoint-1", "--checkpoints-total-limit", "1")
-    interrupted_flags = (*flags, *back, "--learning-rate", "1e-3")
-    before = runs.weights(output / "checkpoint-2" / "prior")
-    with pytest.MonkeyPatch.context() as patch:
-        stop_before(patch, 2)
-        with pytest.raises(Stopped):
-            runs.train("prior", cache, output, *interrupted_flags)
-    kept = [path.name for path in checkpoints(output)]
-    assert "checkpoint-2" in kept
-    assert "checkpoint-1" not in kept
-    assert not runs.same_tensors(runs.weights(output / "checkpoint-2" / "prior"), before)
+    back = ("--resume-from-checkpoint", "checkpoint-2")
+    ended = runs.program("prior", *runs.arguments(cache, output, *flags, *back))
+    assert ended.code == 2
+    assert ended.lines[0].startswith(
+        f"--resume-from-checkpoint: {output} holds newer ones, up to checkpoint-3"
+    )
+    branch = ("--resume-from-checkpoint", str(output / "checkpoint-2"))
+    other = runs.train("prior", cache, tmp_path / "branch", *flags, *branch)
+    last = "checkpoint-3/prior"
+    assert runs.same_tensors(runs.weights(output / last), runs.weights(other / last))
 
 
 def test_damaged_checkpoint_is_one_line(cache, finished, tmp_path):
