@@ -7,10 +7,10 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test clean
+.PHONY: help install demo lint format test bench bench-cache clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed  ## make .venv and install the project, its demo and its tests into it
 
@@ -44,6 +44,11 @@ format: install  ## let ruff rewrite the files
 
 test: install  ## all tests that need neither a GPU nor minutes
 	pytest -m 'not gpu and not slow'
+
+bench: bench-cache  ## all measurements that run here
+
+bench-cache: install  ## the cache's reader and writer against memmap, webdataset and zarr-python (needs 6 GB of disk)
+	python -m tests.benchmarks.cache
 
 clean:  ## remove .venv and what the demo made
 	rm -rf $(VENV) $(DEMO) *.egg-info

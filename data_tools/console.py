@@ -1,6 +1,7 @@
 """What every command shares: flags with dashes or underscores, one-line errors, exit codes."""
 
 import os
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -37,9 +38,10 @@ def run(command: click.Command) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `data-tools inspect … | head`
         sys.exit(1)
     except OSError as err:
-        if err.filename is None:
+        if err.errno is None:  # raised by a library for something else
             raise
-        _stop(f"{err.filename}: {(err.strerror or str(err)).lower()}", 2)
+        place = err.filename or "a file that was being written or read"
+        _stop(f"{place}: {(err.strerror or str(err)).lower()}", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -59,6 +61,8 @@ def _usage_line(err: click.UsageError) -> str:
         return f"{_flag(err.param)}: {err.message.rstrip('.')}"
     if isinstance(err, click.BadOptionUsage):
         return f"{err.option_name}: {err.message.rstrip('.')}"
+    if extra := re.search(r"unexpected extra arguments? \((.*)\)", err.message):
+        return f"{extra[1]}: unexpected argument; see --help"
     return f"{err.format_message().rstrip('.')}; see --help"
 
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from data_tools.cache.store import local_folder as cache_folder
 from data_tools.errors import UserError
 
+WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 PRIOR = "kandinsky-community/kandinsky-2-2-prior"
 DECODER = "kandinsky-community/kandinsky-2-2-decoder"
 
@@ -43,22 +46,58 @@ def config(folder: Path, *, flag: str) -> dict[str, Any]:
     """`config.json` (or the scheduler's, or the preprocessor's) of one component. Raises `UserError`."""
     for name in ("config.json", "scheduler_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            data: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            try:
+                data = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError as err:
+                raise UserError(f"{flag}: {folder / name} is not readable JSON: {err}") from None
+            if not isinstance(data, dict):
+                raise UserError(f"{flag}: {folder / name} holds no JSON object")
             return data
     raise UserError(f"{flag}: {folder} has no config.json")
 
 
-def record(name: str, cache: Path) -> dict[str, str]:
-    """How a cache remembers the repository it was made with; local ones relative to the cache."""
-    folder = Path(name)
-    return {"path": os.path.relpath(folder.resolve(), cache.resolve())} if folder.is_dir() else {"hub": name}
+def weight_files(folder: Path, *, flag: str) -> list[Path]:
+    """The safetensors files that hold a component's weights, no variants. Raises `UserError`."""
+    files = [path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)]
+    if not files:
+        raise UserError(f"{flag}: {folder} has no .safetensors weights (pickled .bin files are not read)")
+    return sorted(files)
 
 
-def recall(model: dict[str, str], cache: Path, *, flag: str) -> str:
+def check_loading(info: dict[str, Any], folder: Path, *, flag: str) -> None:
+    """Raises `UserError` unless config and weights belonged together.
+
+    `info` is what `from_pretrained(…, output_loading_info=True)` of transformers and diffusers returns. Both
+    go on with random values where weights are missing.
+    """
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        keys = sorted(str(key) for key in info.get(kind) or () if not str(key).endswith("position_ids"))
+        if keys:
+            word = kind.removesuffix("_keys")
+            raise UserError(
+                f"{flag}: {folder}: weights and config.json differ: {len(keys)} {word}, as {keys[0]}"
+            )
+
+
+def record(name: str, cache: str | Path) -> dict[str, str]:
+    """How a cache remembers the repository it was made with.
+
+    A local one relative to the cache, or by its bare name if the cache is on an object store.
+    """
+    folder, root = Path(name).resolve(), cache_folder(cache)
+    if not folder.is_dir():
+        return {"hub": name}
+    return {"path": folder.name if root is None else os.path.relpath(folder, root.resolve())}
+
+
+def recall(model: dict[str, str], cache: str | Path, *, flag: str) -> str:
     """The name that `record` took down, as seen from here. Raises `UserError` if the folder is gone."""
     if "path" not in model:
         return model["hub"]
-    folder = os.path.relpath(cache.resolve() / model["path"])
+    root = cache_folder(cache)
+    if root is None:
+        raise UserError(f"{flag}: missing, and {cache} was made with a local folder ({model['path']})")
+    folder = os.path.relpath(root.resolve() / model["path"])
     if not Path(folder).is_dir():
         raise UserError(f"{flag}: missing, and the cache was made with {folder}, which is not there any more")
     return folder

@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import click
 
@@ -24,7 +23,7 @@ def _columns(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tuple[str, ...]:
     """The columns of this run. Raises `UserError` for flags that contradict each other or the models."""
-    latents = tuple(f"latents@{side}" for side in resolutions)
+    latents = tuple(f"latents@{side}" for side in dict.fromkeys(resolutions))
     if columns and not set(latents) <= set(columns):
         raise UserError(f"--resolution: {', '.join(latents)} is not among --columns {','.join(columns)}")
     wanted = columns or ("image", "text", *(latents or ("latents@512",)))
@@ -52,9 +51,7 @@ def _device(name: str | None) -> str:
 @click.command(name="precompute", context_settings=console.CONTEXT)
 # Main options.
 @click.option("--data", "--train-data-dir", required=True, metavar="DIR", help="Pictures with captions.")
-@click.option(
-    "--cache", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The cache to fill."
-)
+@click.option("--cache", required=True, metavar="DIR|URL", help="The cache to fill; also s3://bucket/prefix.")
 @click.option(
     "--prior-model",
     "--pretrained-prior-model-name-or-path",
@@ -114,7 +111,7 @@ def _device(name: str | None) -> str:
     type=click.Choice(["zarr", "webdataset"]),
     default="zarr",
     show_default=True,
-    help="Container of the parts: zarr groups or tars.",
+    help="Container of new parts: zarr groups or tars.",
 )
 @click.option(
     "--tar-block",
@@ -124,7 +121,12 @@ def _device(name: str | None) -> str:
     help="Rows in each member of a tar; 1: the classic one sample a key.  [default: 1 to 2.5 MB]",
 )
 # How the work is done.
-@click.option("--part-size", type=click.IntRange(min=1), default=2048, show_default=True, metavar="SAMPLES")
+@click.option(
+    "--part-size",
+    type=click.IntRange(min=1),
+    metavar="SAMPLES",
+    help="Unit of work and of commit.  [default: 2048; of an existing cache, its own]",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="SAMPLES")
 @click.option(
     "--workers",
@@ -139,7 +141,7 @@ def _device(name: str | None) -> str:
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 def precompute(
     data: str,
-    cache: Path,
+    cache: str,
     prior_model: str,
     decoder_model: str,
     resolution: tuple[int, ...],
@@ -151,7 +153,7 @@ def precompute(
     max_pixels: int,
     format: str,
     tar_block: int,
-    part_size: int,
+    part_size: int | None,
     batch_size: int,
     workers: int,
     device: str | None,

@@ -7,7 +7,6 @@ reference scripts and pipelines; where they matter the reason stands beside them
 Shapes: B pictures or captions, D embedding, N tokens, C latent channels, R resolution.
 """
 
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 
 from data_tools import images, models
 from data_tools.cache.fields import Column, Field, Row
@@ -25,7 +25,6 @@ from data_tools.errors import UserError
 from precompute.options import EncoderOptions
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
 
 
 class ImageEncoder:
@@ -55,7 +54,7 @@ class ImageEncoder:
         # transformers 5 made CLIPImageProcessor the torchvision one, with other pixels; theirs was PIL
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         self.processor = processor.from_pretrained(self.processor_folder)
-        self.model = _load(CLIPVisionModelWithProjection, self.folder, self.options)
+        self.model = _load(CLIPVisionModelWithProjection, self.folder, "--prior-model", self.options)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB picture to `pixel_values` (3, H, W)."""
@@ -96,7 +95,7 @@ class LatentsEncoder:
     def load(self) -> None:
         from diffusers import VQModel
 
-        self.model = _load(VQModel, self.folder, self.options)
+        self.model = _load(VQModel, self.folder, "--decoder-model", self.options)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB picture to pixels (3, R, R) in -1 … 1."""
@@ -124,7 +123,7 @@ class TextEncoder:
         config = models.config(self.folder, flag="--prior-model")
         identity = {
             **_identity(self.folder, "--prior-model", self.options),
-            "tokenizer": digest(hash_files(self.tokenizer_folder.iterdir())),
+            "tokenizer": digest(hash_files(self._tokenizer_files())),
         }
         fields = (
             Field("prompt_embeds", self.options.dtype, (config["projection_dim"],)),
@@ -135,7 +134,20 @@ class TextEncoder:
     def load(self) -> None:
         from transformers import CLIPTextModelWithProjection
 
-        self.model = _load(CLIPTextModelWithProjection, self.folder, self.options)
+        self.model = _load(CLIPTextModelWithProjection, self.folder, "--prior-model", self.options)
+        size, known = self.model.config.vocab_size, len(self.tokenizer)
+        if known > size:
+            raise UserError(
+                f"--prior-model: {self.tokenizer_folder} has {known} tokens, the text encoder {size}"
+            )
+
+    def _tokenizer_files(self) -> list[Path]:
+        files = [path for path in self.tokenizer_folder.iterdir() if path.is_file()]
+        names = {path.name for path in files}
+        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+            wanted = "vocab.json and merges.txt, or tokenizer.json"
+            raise UserError(f"--prior-model: {self.tokenizer_folder} wants {wanted}")
+        return files
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -176,11 +188,8 @@ Encoder = PictureEncoder | TextEncoder
 
 def _identity(folder: Path, flag: str, options: EncoderOptions) -> dict[str, Any]:
     """What every encoder's identity holds: its weights, its config, precision and stored dtype."""
-    weights = [path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)]
-    if not weights:
-        raise UserError(f"{flag}: {folder} has no .safetensors weights (pickled .bin files are not read)")
     return {
-        "weights": hash_files(weights),
+        "weights": hash_files(models.weight_files(folder, flag=flag)),
         "config": digest(_settings(models.config(folder, flag=flag))),
         "precision": options.precision,
         "dtype": options.dtype,
@@ -202,10 +211,26 @@ def _column(name: str, fields: tuple[Field, ...], identity: dict[str, Any], mode
     return Column(name, fields, identity, model, {library: version(library) for library in names})
 
 
-def _load(model_class: Any, folder: Path, options: EncoderOptions) -> Any:
-    model = model_class.from_pretrained(
-        folder, torch_dtype=TORCH_DTYPES[options.precision], use_safetensors=True, local_files_only=True
-    )
+def _load(model_class: Any, folder: Path, flag: str, options: EncoderOptions) -> Any:
+    """A frozen model on its device. Raises `UserError` for weights that are damaged or not the config's."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):  # what they warn of is checked below
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            torch_dtype=TORCH_DTYPES[options.precision],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
+        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise UserError(f"{flag}: {folder} cannot be loaded: {reason}") from None
+    models.check_loading(info, folder, flag=flag)
     return model.requires_grad_(False).eval().to(options.device)
 
 

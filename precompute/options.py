@@ -1,7 +1,6 @@
 """Resolved options of a precompute run."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,14 @@ class EncoderOptions:
 @dataclass(frozen=True)
 class RunOptions:
     data: str
-    cache: Path
+    cache: str
+    "A folder, or a URL that `open_store` takes."
     caption_column: str
     columns: tuple[str, ...]
     prior_model: str
     decoder_model: str
-    part_size: int
-    "Samples in each part."
+    part_size: int | None
+    "Samples in each part; None: as the cache has it, or 2048."
     batch_size: int
     "Pictures, or captions of one length, in each call of an encoder."
     workers: int

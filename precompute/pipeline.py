@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 
 from data_tools import images
 from data_tools.cache.fields import Row
 from data_tools.cache.writer import PartWriter
+from data_tools.errors import UserError
 from data_tools.sources import Sample, Source, Unusable
 from precompute.encoders import Encoder, PictureEncoder, TextEncoder
 from precompute.options import RunOptions
@@ -62,6 +64,10 @@ def encode_part(
     def prepare(sample: Sample) -> Prepared | Unusable:
         try:
             data = source.read(sample)
+            if xxhash.xxh3_128_hexdigest(data) != sample.xxh3_128:
+                raise UserError(
+                    f"--data: {sample.place} has changed since the cache was planned; give a new --cache"
+                )
             image = images.decode(data, alpha=options.encoders.alpha, max_pixels=options.max_pixels)
             return [encoder.prepare(image) for encoder, _ in pictures]
         except Unusable as reason:

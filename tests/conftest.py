@@ -12,6 +12,7 @@ import torch
 from tests.pocket import build_pocket
 from tests.precompute.command import files, precompute
 from tests.precompute.pictures import write_pictures
+from tests.s3 import s3 as s3
 
 torch.set_num_threads(1)
 

@@ -21,8 +21,20 @@ def digest(identity: dict[str, Any]) -> str:
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """The keys in which two identities differ, with both values, as a person would read them."""
-    keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-    return [f"{key} {_short(found.get(key))} → {_short(wanted.get(key))}" for key in keys]
+    old, new = _flat(found), _flat(wanted)
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return [f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in keys]
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys as paths: `weights/model.safetensors`."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}/{name}": item for name, item in _flat(value).items()})
+        else:
+            flat[key] = value
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -21,7 +21,7 @@ import xxhash
 
 from data_tools.cache.fields import Column
 from data_tools.cache.identity import digest
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import Store
 from data_tools.errors import DataFault, UserError
 
 VERSION = 1
@@ -84,30 +84,32 @@ class Commit:
 class Cache:
     """A cache's JSON files, opened. Nothing in here touches records."""
 
-    store: LocalStore
+    store: Store
     _columns: dict[str, Column] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, store: LocalStore, *, flag: str = "--cache") -> "Cache":
+    def open(cls, store: Store, *, flag: str = "--cache") -> "Cache":
         """Raises `UserError` if there is no cache or one of another format version."""
         try:
             header = json.loads(store.read("cache.json"))
         except FileNotFoundError:
-            raise UserError(f"{flag}: {store.root} is not a cache (it has no cache.json)") from None
+            raise UserError(f"{flag}: {store.url} is not a cache (it has no cache.json)") from None
         except (ValueError, NotADirectoryError):
-            raise UserError(f"{flag}: {store.root}: cache.json is not readable JSON") from None
+            raise UserError(f"{flag}: {store.url}: cache.json is not readable JSON") from None
         version = header.get("version") if isinstance(header, dict) else None
         if version != VERSION:
-            raise UserError(
-                f"{flag}: {store.root} has format version {version}, this program reads {VERSION}"
-            )
+            raise UserError(f"{flag}: {store.url} has format version {version}, this program reads {VERSION}")
         return cls(store)
 
     def plan(self) -> list[Part]:
         """The parts, in order. Raises `UserError` while nothing has been planned."""
         if self.store.size(PLAN) is None:
-            raise UserError(f"--cache: {self.store.root} has no plan yet; run precompute")
+            raise UserError(f"--cache: {self.store.url} has no plan yet; run precompute")
         return [Part(**part) for part in self._json(PLAN)["parts"]]
+
+    def part_size(self) -> int:
+        """Samples in each part but the last."""
+        return int(self._json(PLAN)["part_size"])
 
     def column_names(self) -> list[str]:
         return self.store.names("columns")
@@ -122,8 +124,20 @@ class Cache:
         return self._columns[name]
 
     def declare(self, column: Column) -> None:
-        """Add a column, unless it is there already. Meant for one whose identity has been compared."""
-        self.store.create(f"columns/{column.name}/column.json", sealed(column.to_json()))
+        """Add a column, or put it in the place of one of another identity that holds nothing yet.
+
+        Meant for one whose identity has been compared (`is_empty`).
+        """
+        path, found = f"columns/{column.name}/column.json", self.column(column.name)
+        if found is None:
+            self.store.create(path, sealed(column.to_json()))
+        elif found.identity != column.identity:
+            self.store.put(path, [sealed(column.to_json())])
+        self._columns.pop(column.name, None)
+
+    def is_empty(self, column: Column) -> bool:
+        """True if nothing of a column has been committed."""
+        return not self.store.names(f"{column_folder(column)}/commits")
 
     def commit(self, column: Column, part: str) -> Commit | None:
         """The commit record of a part of a column, or None."""
@@ -140,18 +154,16 @@ class Cache:
         """The sample table of a part: key, captions, place, num_bytes, mtime_ns of each sample."""
         data = self.store.read(part.table) if self.store.size(part.table) is not None else b""
         if xxhash.xxh3_128_hexdigest(data) != part.xxh3_128:
-            raise DataFault(
-                f"{self.store.root / part.table}: sample table of {part.name}: missing or changed"
-            )
+            raise DataFault(f"{self.store.url}/{part.table}: sample table of {part.name}: missing or changed")
         return [json.loads(line) for line in data.splitlines()]
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
             data: dict[str, Any] = json.loads(self.store.read(name))
         except (ValueError, FileNotFoundError) as err:
-            raise DataFault(f"{self.store.root / name}: not readable JSON: {err}") from None
+            raise DataFault(f"{self.store.url}/{name}: not readable JSON: {err}") from None
         if not isinstance(data, dict) or data.pop(SEAL, None) != xxhash.xxh3_128_hexdigest(dump(data)):
-            raise DataFault(f"{self.store.root / name}: has changed bytes ({SEAL} differs)")
+            raise DataFault(f"{self.store.url}/{name}: has changed bytes ({SEAL} differs)")
         return data
 
 

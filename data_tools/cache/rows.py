@@ -52,10 +52,9 @@ class PartRows:
         values = self.values(field)
         lengths = [len(value) if field.ragged else 1 for value in values]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        items = np.zeros((int(starts[-1]), *field.item_shape), dtype=field.storage)
-        for value, begin, end in zip(values, starts[:-1], starts[1:]):
-            items[begin:end] = value
-        return items, starts
+        if not values:
+            return np.zeros((0, *field.item_shape), dtype=field.storage), starts
+        return np.concatenate(values) if field.ragged else np.stack(values), starts
 
 
 class Container(Protocol):

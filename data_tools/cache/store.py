@@ -1,30 +1,145 @@
-"""Where a cache lives: durable atomic puts, exclusive creates, reads. Names are `/`-separated, relative.
+"""Where a cache lives: durable atomic puts, exclusive creates, ranged reads. Names are relative, with `/`.
 
-`LocalStore` is a folder on any POSIX file system, shared ones included. An object store offers the same
-six verbs (PUT is atomic there, and `create` is a PUT with `If-None-Match: *`).
+`LocalStore` is a folder on any POSIX file system, shared ones included; `data_tools.cache.object_store` is
+S3 and what speaks its protocol. Nothing in a cache depends on renaming or on a listing being up to date.
 """
 
 import os
+import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from io import FileIO
 from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+from urllib.request import url2pathname
+
+from data_tools.errors import DataFault, UserError
+
+OPEN_FILES = 512
+"Most files that a local store keeps open."
+MOST_BUFFERS = 1024
+"Of one `preadv` (IOV_MAX)."
+
+Buffer = Any
+"Writable contiguous bytes: a memoryview, a bytearray, an ndarray of uint8."
 
 
-@dataclass(frozen=True)
-class LocalStore:
-    root: Path
+class Store(Protocol):
+    """Verbs raise `OSError` (its `filename` is the whole place) when the place itself fails, and `DataFault`
+    for a name that would lead out of the cache. All of them may be called from any thread."""
+
+    @property
+    def url(self) -> str:
+        """For messages; `open_store` opens it again."""
+
+    @property
+    def concurrency(self) -> int:
+        """Threads that a reader should use."""
+
+    @property
+    def coalesce_bytes(self) -> int:
+        """Gaps up to this size are cheaper to read through than to skip."""
 
     def put(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        """Write a whole object durably; nobody ever sees half of it. An older one is replaced."""
-        target = self.root / name
-        temporary = self._write_temporary(target, chunks)
-        temporary.replace(target)
-        _sync_folder(target.parent)
+        """Write a whole object durably; nobody ever sees half of it. An older one is replaced.
+
+        The object is never in memory as a whole. What `chunks` raises is raised, and nothing is left.
+        """
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists; of any number of racing writers exactly one gets True."""
-        target = self.root / name
+
+    def read(self, name: str) -> bytes:
+        """Raises `FileNotFoundError`."""
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> int:
+        """Fill the buffers in turn with the bytes from `offset` on; the number of bytes read.
+
+        Less than their size only where the object ends. Objects that are read so must not change: a file
+        that another process replaces may be read as it was. Raises `FileNotFoundError`.
+        """
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object, or None if there is none."""
+
+    def remove(self, name: str) -> None:
+        """Raises `FileNotFoundError`."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of objects and folders directly in a folder ('': the cache's own), sorted; whole ones."""
+
+    def close(self) -> None:
+        """Let go of files and connections. The store can still be used."""
+
+
+def open_store(place: str | Path, *, flag: str = "--cache") -> Store:
+    """The store at a local folder, `file://` or `s3://bucket/prefix`; the place need not hold a cache yet.
+
+    Credentials and endpoint of an object store come from the environment. Raises `UserError`, beginning with
+    `flag`, for an unknown scheme, a missing extra and an object store that cannot be reached.
+    """
+    folder = local_folder(place, flag=flag)
+    if folder is not None:
+        return LocalStore(folder)
+    try:
+        from data_tools.cache.object_store import open_s3
+    except ModuleNotFoundError as err:
+        if err.name != "obstore":
+            raise
+        wanted = "needs the extra 's3': pip install 'kandinsky-cache[s3]'"
+        raise UserError(f"{flag}: {place} {wanted}") from None
+    return open_s3(str(place), flag=flag)
+
+
+def local_folder(place: str | Path, *, flag: str = "--cache") -> Path | None:
+    """The folder that a place names, None if it is on an object store. Raises `UserError`."""
+    text = str(place)
+    if re.match(r"(s3|file):/[^/]", text):  # a pathlib.Path makes this of s3://bucket
+        raise UserError(f"{flag}: found {text}, wanted {text.replace(':/', '://', 1)}")
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text)
+    if scheme is None:
+        return Path(place)
+    if scheme[1] == "s3":
+        return None
+    if scheme[1] == "file" and text.startswith("file:///"):
+        return Path(url2pathname(text.removeprefix("file://")))
+    raise UserError(f"{flag}: found {text}, wanted a folder, file:///folder or s3://bucket/prefix")
+
+
+def checked_name(name: str, url: str) -> str:
+    """The name itself. Raises `DataFault` if it would lead out of the cache, whose JSON it comes from."""
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise DataFault(f"{url}: it names an object {name!r}, which is not inside it")
+    return name
+
+
+class LocalStore:
+    """A folder. Files that were read with `read_into` stay open, at most `OPEN_FILES` of them."""
+
+    coalesce_bytes = 0
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.url = root, str(root)
+        self.concurrency = max(2, min(4, os.cpu_count() or 1))
+        self._files = _OpenFiles()
+
+    def __str__(self) -> str:
+        return self.url
+
+    def put(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """See `Store.put`."""
+        target = self._path(name)
+        temporary = self._write_temporary(target, chunks)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+        self._files.forget(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        target = self._path(name)
         temporary = self._write_temporary(target, [data])
         try:
             os.link(temporary, target)  # unlike rename, link never replaces; also holds on NFS
@@ -37,25 +152,48 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """Raises `FileNotFoundError`."""
-        return (self.root / name).read_bytes()
+        return self._path(name).read_bytes()
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[Buffer]) -> int:
+        """See `Store.read_into`."""
+        file = self._files.get(name) or self._files.add(name, FileIO(self._path(name)))
+        if len(buffers) <= MOST_BUFFERS:
+            return os.preadv(file.fileno(), buffers, offset)
+        done = 0
+        for start in range(0, len(buffers), MOST_BUFFERS):
+            some = buffers[start : start + MOST_BUFFERS]
+            count = os.preadv(file.fileno(), some, offset + done)
+            done += count
+            if count < sum(memoryview(buffer).nbytes for buffer in some):
+                break
+        return done
 
     def size(self, name: str) -> int | None:
-        """Bytes of an object, or None if there is none."""
+        """See `Store.size`."""
         try:
-            return (self.root / name).stat().st_size
+            status = self._path(name).stat()
         except FileNotFoundError:
             return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def remove(self, name: str) -> None:
         """Raises `FileNotFoundError`."""
-        (self.root / name).unlink()
+        self._path(name).unlink()
+        self._files.forget(name)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the objects directly in a folder, sorted, without unfinished ones."""
-        path = self.root / folder
+        """See `Store.names`."""
+        path = self._path(folder) if folder else self.root
         if not path.is_dir():
             return []
         return sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith(".tmp-"))
+
+    def close(self) -> None:
+        """Let go of the open files; those being read close when they have been read."""
+        self._files.clear()
+
+    def _path(self, name: str) -> Path:
+        return self.root / checked_name(name, self.url)
 
     def _write_temporary(self, target: Path, chunks: Iterable[bytes | memoryview]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +203,45 @@ class LocalStore:
                 for chunk in chunks:
                     _write_all(file.fileno(), memoryview(chunk).cast("B"))
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as err:
             temporary.unlink(missing_ok=True)
+            if isinstance(err, OSError) and err.filename is None:  # a full disk: say where
+                raise OSError(err.errno, err.strerror, str(target)) from err
             raise
         return temporary
+
+
+class _OpenFiles:
+    """Open files by name; when there are too many, the least recently used one is let go.
+
+    A file closes when nobody holds it any more, so an eviction never closes one that is being read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: OrderedDict[str, FileIO] = OrderedDict()
+
+    def get(self, name: str) -> FileIO | None:
+        with self._lock:
+            file = self._open.get(name)
+            if file is not None:
+                self._open.move_to_end(name)
+            return file
+
+    def add(self, name: str, file: FileIO) -> FileIO:
+        with self._lock:
+            self._open[name] = file
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+            return file
+
+    def forget(self, name: str) -> None:
+        with self._lock:
+            self._open.pop(name, None)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._open.clear()
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

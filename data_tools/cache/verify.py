@@ -4,10 +4,10 @@ import xxhash
 
 from data_tools.cache.extents import PartIndex
 from data_tools.cache.manifest import Commit
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import Store
 
 
-def size_faults(store: LocalStore, commit: Commit) -> list[str]:
+def size_faults(store: Store, commit: Commit) -> list[str]:
     """Objects of a part that are missing or have another size: one line each, none if all is well."""
     faults = []
     for item in commit.objects:
@@ -18,7 +18,7 @@ def size_faults(store: LocalStore, commit: Commit) -> list[str]:
     return faults
 
 
-def hash_faults(store: LocalStore, commit: Commit) -> list[str]:
+def hash_faults(store: Store, commit: Commit) -> list[str]:
     """As `size_faults`, and every byte of every object is read and hashed."""
     faults = size_faults(store, commit)
     for item in commit.objects:
@@ -29,7 +29,7 @@ def hash_faults(store: LocalStore, commit: Commit) -> list[str]:
     return faults
 
 
-def load_index(store: LocalStore, commit: Commit) -> PartIndex:
+def load_index(store: Store, commit: Commit) -> PartIndex:
     """The extent index of a part, hash-checked. Raises `ValueError`."""
     data = store.read(commit.index)
     wanted = next(item.xxh3_128 for item in commit.objects if item.name == commit.index)

@@ -2,7 +2,7 @@
 
 Rows are checked as they come, kept until `commit`, then written under a fresh attempt name; the commit
 record goes last and is created exclusively. Memory: the part's payload (a prior part of 2,048 samples
-about 110 MB, a decoder part at 768 px 151 MB).
+about 110 MB, a decoder part at 768 px 151 MB), and its largest field once more while it is written.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from data_tools.cache.fields import Column, Row
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import Commit, Object, column_folder, sealed
 from data_tools.cache.rows import Container, PartRows, Placement
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import Store
 from data_tools.cache.zarr_part import ZarrPart
 from data_tools.sources import Sample
 
@@ -25,7 +25,7 @@ class PartWriter:
     """Collects the rows of one part of one column and commits them together."""
 
     def __init__(
-        self, store: LocalStore, column: Column, part: str, *, container: Container | None = None
+        self, store: Store, column: Column, part: str, *, container: Container | None = None
     ) -> None:
         self.store, self.column, self.part = store, column, part
         self.container = container or ZarrPart()

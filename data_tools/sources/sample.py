@@ -22,7 +22,9 @@ class Sample:
     num_bytes: int
     "Size of the picture's file; -1 if there is none."
     mtime_ns: int
-    "Time of the last change, nanoseconds since 1970; with `num_bytes` it tells a changed picture."
+    "Time of the last change, nanoseconds since 1970; where it is as before, so is the picture."
+    xxh3_128: str = ""
+    "Hash of the picture's file, taken when the plan is made; empty if it cannot be read."
 
 
 class Source(Protocol):

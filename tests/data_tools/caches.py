@@ -12,7 +12,7 @@ from data_tools.cache.fields import DTYPES, Column, Field, Row
 from data_tools.cache.manifest import NULL_PART, Cache
 from data_tools.cache.plan import plan_source
 from data_tools.cache.reader import CacheReader
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import open_store
 from data_tools.cache.writer import PartWriter
 from data_tools.sources import Sample, Unusable
 
@@ -70,7 +70,7 @@ def random_row(about: Column, rng: np.random.Generator) -> Row:
 
 
 def build(
-    root: Path,
+    root: Path | str,
     *,
     dtype: str = "float32",
     count: int = 14,
@@ -79,7 +79,7 @@ def build(
     unfinished: frozenset[tuple[str, str]] = frozenset(),
 ) -> Made:
     """A cache of all columns. `lacking`: (column, key) rejected; `unfinished`: (column, part) not written."""
-    store, rng = LocalStore(root), np.random.default_rng(0)
+    store, rng = open_store(root), np.random.default_rng(0)
     plan = plan_source(store, listed(count), part_size)
     cache, made = Cache.open(store), Made()
     for name in COLUMNS:
@@ -107,15 +107,15 @@ def build(
     return made
 
 
-def read(root: Path, names: tuple[str, ...] = COLUMNS, *, allow_partial: bool = False) -> Made:
+def read(root: Path | str, names: tuple[str, ...] = COLUMNS, *, allow_partial: bool = False) -> Made:
     """Everything in a cache that all these columns hold, keyed as `build` keys it."""
     reader = CacheReader(root, names, allow_partial=allow_partial)
     keys = {xxhash.xxh3_64_intdigest(f"k{i}".encode()): f"k{i}" for i in range(100)}
     found: Made = {}
     for name in names:
         found[name] = {}
-        for number, key in enumerate(reader.key_hash.tolist()):
-            rows = reader.first_row[name][number] + np.arange(reader.num_rows[name][number])
+        for number, key in enumerate(reader.key_hashes().tolist()):
+            rows = reader.rows(name)[0][number] + np.arange(reader.rows(name)[1][number])
             found[name][keys[key]] = unstack(reader.columns[name], reader.gather(name, rows))
         if reader.columns[name].has_null:
             null = {field: value[None] for field, value in reader.null(name).items()}

@@ -62,7 +62,7 @@ def end(
         (["--count", "0"], 2, "--count: 0 is not in the range x>=1"),
         (["--count", "many"], 2, "--count: 'many' is not a valid integer range"),
         (["--count"], 2, "--count: Option '--count' requires an argument"),
-        (["stray"], 2, "Got unexpected extra argument (stray); see --help"),
+        (["stray"], 2, "stray: unexpected argument; see --help"),
     ],
 )
 def test_every_bad_end_is_one_line_that_begins_with_the_flag_or_file(

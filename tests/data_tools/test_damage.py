@@ -76,7 +76,7 @@ def test_a_part_of_another_size_is_refused_at_open(
 def test_a_flipped_bit_in_a_row_is_refused_when_the_row_is_read(root: Path, column: str) -> None:
     flip(payload(root, column), 17)
     reader = CacheReader(root, [column])
-    first = reader.first_row[column]
+    first = reader.rows(column)[0]
     reader.gather(column, first[:5])  # the part before is whole
     with pytest.raises(DataFault, match=f"column {column}, part-00001: .*crc32c .*precompute --repair"):
         reader.gather(column, first[5:6])
@@ -94,16 +94,18 @@ def test_the_null_condition_is_checked_too(root: Path) -> None:
 
 def test_a_part_that_is_cut_short_after_opening_is_refused(root: Path) -> None:
     reader = CacheReader(root, ["image"])
+    rows = reader.rows("image")[0]  # loads the indices
     empty(payload(root, "image"))
     with pytest.raises(DataFault, match=r"column image, part-00001: .*ends before"):
-        reader.gather("image", reader.first_row["image"][5:6])
+        reader.gather("image", rows[5:6])
 
 
 def test_a_part_that_vanishes_after_opening_is_refused(root: Path) -> None:
     reader = CacheReader(root, ["image"])
+    rows = reader.rows("image")[0]
     remove(payload(root, "image"))
     with pytest.raises(DataFault, match=r"column image, part-00001: .*is missing"):
-        reader.gather("image", reader.first_row["image"][5:6])
+        reader.gather("image", rows[5:6])
 
 
 @pytest.mark.parametrize("offset", [0, 100, -30])

@@ -33,9 +33,9 @@ def test_differences_name_keys_with_both_values_cut_to_what_a_person_reads() -> 
     assert lines == ["config null → 0123456789ab…", "dtype float16 → float32"]
 
 
-def test_weights_that_differ_are_named_by_their_key() -> None:
-    (line,) = differences(IDENTITY, {**IDENTITY, "weights": {"model.safetensors": "cd"}})
-    assert line.startswith("weights ")
+def test_weights_that_differ_are_named_by_their_file() -> None:
+    (line,) = differences(IDENTITY, {**IDENTITY, "weights": {"model.safetensors": "cd", "b": "c"}})
+    assert line.startswith("weights/model.safetensors ")
 
 
 def test_files_are_known_by_name_and_sha256(tmp_path: Path) -> None:

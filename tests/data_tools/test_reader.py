@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.cache import records, zarr_part
+from data_tools.cache import store, zarr_part
 from data_tools.cache.reader import CacheReader
+from data_tools.cache.verify import load_index
 from data_tools.errors import UserError
 from tests.data_tools.caches import COLUMNS, D, build, read, same
 
@@ -27,7 +28,10 @@ def test_small_chunks_do_make_captions_straddle(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(zarr_part, "CHUNK_BYTES", 300)
     build(tmp_path)
     reader = CacheReader(tmp_path, ["text"])
-    extents = reader._parts["text"].index["part-00000"].fields["text_encoder_hidden_states"]
+    about = reader.columns["text"]
+    commit = reader.cache.commit(about, "part-00000")
+    assert commit is not None
+    extents = load_index(reader.cache.store, commit).fields["text_encoder_hidden_states"]
     period = extents.chunk_bytes + extents.gap_bytes
     ends = extents.offset % period + extents.shape.prod(axis=1) * 4
     assert (ends > 2 * extents.chunk_bytes).any()
@@ -37,7 +41,7 @@ def test_one_batch_mixes_parts_in_any_order_with_repeats(tmp_path: Path) -> None
     made = build(tmp_path)
     reader = CacheReader(tmp_path, ["image"])
     samples = np.array([13, 0, 5, 5, 9, 4])
-    batch = reader.gather("image", reader.first_row["image"][samples])
+    batch = reader.gather("image", reader.rows("image", samples)[0])
     expected = [made["image"][f"k{i}"][0]["image_embeds"] for i in samples]
     assert np.array_equal(batch["image_embeds"], expected)
 
@@ -45,7 +49,7 @@ def test_one_batch_mixes_parts_in_any_order_with_repeats(tmp_path: Path) -> None
 def test_ragged_rows_are_padded_with_zeros_to_the_longest_of_the_batch(tmp_path: Path) -> None:
     made = build(tmp_path)
     reader = CacheReader(tmp_path, ["text"])
-    batch = reader.gather("text", reader.first_row["text"])
+    batch = reader.gather("text", reader.rows("text")[0])
     lengths = [len(made["text"][f"k{i}"][0]["text_encoder_hidden_states"]) for i in range(14)]
     assert batch["n_tokens"].tolist() == lengths
     assert batch["n_tokens"].dtype == np.int64
@@ -57,7 +61,7 @@ def test_ragged_rows_are_padded_with_zeros_to_the_longest_of_the_batch(tmp_path:
 def test_every_caption_of_a_sample_is_a_row_of_it(tmp_path: Path) -> None:
     build(tmp_path)
     reader = CacheReader(tmp_path, ["text"])
-    assert reader.num_rows["text"].tolist() == [1 + i % 3 for i in range(14)]
+    assert reader.rows("text")[1].tolist() == [1 + i % 3 for i in range(14)]
 
 
 def test_an_empty_batch_is_empty(tmp_path: Path) -> None:
@@ -107,19 +111,20 @@ def test_a_moved_cache_reads_the_same(tmp_path: Path) -> None:
 
 
 def test_few_open_files_are_enough_for_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "OPEN_FILES", 2)
+    monkeypatch.setattr(store, "OPEN_FILES", 2)
     made = build(tmp_path, count=20, part_size=2)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     reader = CacheReader(tmp_path, ["image"])
     for _ in range(2):
-        batch = reader.gather("image", reader.first_row["image"])
+        batch = reader.gather("image", reader.rows("image")[0])
         assert np.array_equal(
             batch["image_embeds"], [made["image"][f"k{i}"][0]["image_embeds"] for i in range(20)]
         )
-    assert len(reader._parts["image"]._files._open) == 2
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 5
 
 
 def test_key_hashes_do_not_depend_on_the_columns_read(tmp_path: Path) -> None:
     build(tmp_path)
-    hashes = [CacheReader(tmp_path, [name]).key_hash.tolist() for name in COLUMNS]
+    hashes = [CacheReader(tmp_path, [name]).key_hashes().tolist() for name in COLUMNS]
     assert hashes[0] == hashes[1] == hashes[2]
     assert len(set(hashes[0])) == 14

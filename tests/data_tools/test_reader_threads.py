@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.cache import records
+from data_tools.cache import store
 from data_tools.cache.reader import CacheReader
 from tests.data_tools.caches import build
 
@@ -14,11 +14,11 @@ from tests.data_tools.caches import build
 def test_threads_that_push_out_each_others_files_read_the_right_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "OPEN_FILES", 2)
+    monkeypatch.setattr(store, "OPEN_FILES", 2)
     made = build(tmp_path, count=24, part_size=2)
     expected = np.array([made["image"][f"k{i}"][0]["image_embeds"] for i in range(24)])
     reader = CacheReader(tmp_path, ["image"])
-    rows = reader.first_row["image"]
+    rows = reader.rows("image")[0]
 
     def read(seed: int) -> bool:
         rng = np.random.default_rng(seed)

@@ -1,8 +1,10 @@
 """What `data-tools inspect` says: found = cached + rejected, whatever happened to which column."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from data_tools.cache import report
@@ -67,3 +69,68 @@ def test_sizes_are_for_people() -> None:
         "12.3 MB",
         "5000.0 TB",
     ]
+
+
+def test_containers_and_stored_bytes_are_counted(tmp_path: Path) -> None:
+    build(tmp_path, lacking=frozenset({("text", "k8"), ("text", "k9")}))
+    column = inspected(tmp_path)["columns"]["text"]
+    files = [path for path in tmp_path.glob("columns/text/*/parts/part-*/**/*") if path.is_file()]
+    files += tmp_path.glob("columns/text/*/parts/part-*.npz")
+    assert column["containers"] == {"zarr": 3}
+    assert column["stored_bytes"] == sum(path.stat().st_size for path in files)
+    assert column["rejects_by_reason"] == {"not wanted": 2}
+
+
+def test_token_lengths_and_shapes_come_from_the_indices(tmp_path: Path) -> None:
+    made = build(tmp_path)
+    lengths = [
+        len(row["text_encoder_hidden_states"]) for k, rows in made["text"].items() if k for row in rows
+    ]
+    columns = inspected(tmp_path)["columns"]
+    found = columns["text"]["lengths"]["text_encoder_hidden_states"]
+    assert (found["rows"], found["max"]) == (len(lengths), max(lengths))
+    assert found["mean"] == round(sum(lengths) / len(lengths), 1)
+    for first, last, count in found["bins"]:
+        assert count == sum(first <= length <= last for length in lengths)
+    assert sum(count for *_, count in found["bins"]) == len(lengths)
+    assert columns["latents@24"]["shapes"] == {"latents": {"(4, 3, 3)": 14}}
+    assert "counted_parts" not in columns["image"]
+
+
+def test_a_large_cache_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_INDICES", 2)
+    build(tmp_path)
+    found = inspected(tmp_path)
+    assert found["columns"]["text"]["counted_parts"] == 2
+    assert found["columns"]["latents@24"]["shapes"] == {"latents": {"(4, 3, 3)": 9}}  # first and last part
+    assert "counted in 2 of 3 parts" in report.as_text(found)
+
+
+def test_neither_sample_tables_nor_payloads_are_read(tmp_path: Path) -> None:
+    build(tmp_path)
+    before = inspected(tmp_path)
+    for pattern in ("samples/*", "columns/*/*/parts/*.zarr"):
+        for path in tmp_path.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert inspected(tmp_path) == before
+
+
+def test_an_unreadable_index_is_left_out_of_the_histogram(tmp_path: Path) -> None:
+    build(tmp_path)
+    next(tmp_path.glob("columns/text/*/parts/part-00001-*.npz")).unlink()
+    assert inspected(tmp_path)["columns"]["text"]["counted_parts"] == 2
+
+
+def test_many_rejects_are_counted_by_reason_and_only_some_named(tmp_path: Path) -> None:
+    build(tmp_path, count=40, lacking=frozenset(("image", f"k{i}") for i in range(30)))
+    text = report.as_text(inspected(tmp_path))
+    assert "30 × not wanted" in text
+    assert "and 10 more; --json lists all" in text
+    assert len(inspected(tmp_path)["rejected"]) == 30
+
+
+def test_an_empty_column_has_an_empty_histogram(tmp_path: Path) -> None:
+    build(tmp_path, count=3, lacking=frozenset(("text", f"k{i}") for i in range(3)))
+    found = inspected(tmp_path)["columns"]["text"]["lengths"]["text_encoder_hidden_states"]
+    assert found == {"rows": 0, "mean": None, "max": None, "bins": []}
+    assert report.as_text(inspected(tmp_path))

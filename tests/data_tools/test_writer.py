@@ -39,7 +39,7 @@ def test_of_two_writers_one_commits_and_readers_see_that_one(tmp_path: Path) -> 
     assert second.commit() is True
     assert first.commit() is False
     reader = CacheReader(tmp_path, ["image"])
-    assert (reader.gather("image", reader.first_row["image"])["image_embeds"] == 2).all()
+    assert (reader.gather("image", reader.rows("image")[0])["image_embeds"] == 2).all()
 
 
 def test_of_many_racing_writers_exactly_one_commits(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_of_many_racing_writers_exactly_one_commits(tmp_path: Path) -> None:
         thread.join()
     assert len(won) == 1
     reader = CacheReader(tmp_path, ["image"])
-    assert (reader.gather("image", reader.first_row["image"])["image_embeds"] == won[0]).all()
+    assert (reader.gather("image", reader.rows("image")[0])["image_embeds"] == won[0]).all()
 
 
 def test_an_attempt_without_its_commit_record_does_not_exist_for_readers(

@@ -1,0 +1,1 @@
+"""Measurements, each behind a `make bench-…`; never part of the tests."""

@@ -1,0 +1,48 @@
+"""Caches to copy from: made by `caches.build`, of chosen samples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from data_tools.cache.manifest import Cache
+from data_tools.cache.payload import PartPayload
+from data_tools.cache.store import open_store
+from tests.data_tools import caches
+from tests.data_tools.caches import Listed, Made, build, listed
+
+
+def build_of(
+    root: Path, numbers: Sequence[int], *, changes: dict[str, Any] | None = None, **options: Any
+) -> Made:
+    """A cache of the samples `k<number>`; `changes` are made to each of them."""
+    every = listed(100).samples
+    chosen = Listed(tuple(replace(every[number], **(changes or {})) for number in numbers))
+    with patch.object(caches, "listed", lambda _: chosen):
+        return build(root, **options)
+
+
+def opened(root: Path) -> Cache:
+    return Cache.open(open_store(root))
+
+
+def sums(root: Path) -> dict[tuple[str, str], dict[str, list[int]]]:
+    """(column, key) → field → crc32c of its rows, out of the extent indices."""
+    cache, found = opened(root), {}
+    for name in cache.column_names():
+        column = cache.column(name)
+        assert column is not None
+        keys = {part.name: [row["key"] for row in cache.table(part)] for part in cache.plan()}
+        for part, commit in cache.commits(column).items():
+            payload = PartPayload.open(cache, column, commit)
+            for number, position in enumerate(payload.index.sample_index.tolist()):
+                found[name, keys[part][position] if part in keys else ""] = payload.crc32c(number)
+    return found
+
+
+def float32(value: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers that stored bits stand for, by the definition of bfloat16."""
+    return (value.astype("<u4") * 65536).view("<f4") if dtype == "bfloat16" else value.astype(np.float32)
