@@ -55,13 +55,13 @@ class TrainingBatches:
     def __init__(
         self,
         reader: CacheReader,
-        samples: NDArray[np.int64],
+        held_out: NDArray[np.int64],
         share: Slice,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.reader, self.samples, self.share, self.device = reader, samples, share, device
-        self.order = Order(len(samples), share.global_batch_size, seed)
+        self.reader, self.share, self.device = reader, share, device
+        self.order = Order(reader.num_samples, np.sort(held_out), share.global_batch_size, seed)
         self.wait_seconds = 0.0
 
     def read(self, step: int, accumulation_round: int) -> Batch:
@@ -69,11 +69,11 @@ class TrainingBatches:
         chosen, epoch = self.order.batch(step)
         positions = self.share.positions(accumulation_round)
         mine = slice(positions[0], positions[-1] + 1)
-        chosen, epoch = self.samples[chosen[mine]], epoch[mine]
+        chosen, epoch = chosen[mine], epoch[mine]
 
         def rows(column: str) -> NDArray[np.int64]:
-            choice = self.order.choice(chosen, epoch, self.reader.num_rows[column][chosen])
-            return self.reader.first_row[column][chosen] + choice
+            first, count = self.reader.rows(column, chosen)
+            return first + self.order.choice(chosen, epoch, count)
 
         return collate(self.reader, {column: rows(column) for column in self.reader.columns})
 

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_tools.errors import DataFault, UserError
+from train.load import first_line
+from train.writing import writing
 
 
 class Saveable(Protocol):
@@ -48,27 +50,38 @@ class Training:
 
 
 def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:
-    """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last."""
+    """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last.
+
+    Raises `DataFault`, and leaves the older ones, if it cannot be written.
+    """
     target = folder / f"checkpoint-{step}"
     temporary = folder / f".tmp-checkpoint-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    training.model.save_pretrained(temporary / training.name)
+    try:
+        with writing(target):
+            _write(temporary, step, training)
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if keep is not None:
+        for old in checkpoints(folder)[:-keep]:
+            _delete(old)
+    return target
+
+
+def _write(folder: Path, step: int, training: Training) -> None:
+    folder.mkdir(parents=True)
+    training.model.save_pretrained(folder / training.name)
     state = training.optimizer.state
     tensors = {
         f"{name}/{key}": value.detach().cpu().contiguous()
         for name, parameter in training.parameters
         for key, value in state.get(parameter, {}).items()
     }
-    save_file(tensors, temporary / "optimizer.safetensors")
+    save_file(tensors, folder / "optimizer.safetensors")
     scaler = training.scaler.state_dict() if training.scaler is not None else None
-    (temporary / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
-    _sync(temporary)
-    temporary.rename(target)
-    if keep is not None:
-        for old in checkpoints(folder)[:-keep]:
-            _delete(old)
-    return target
+    (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+    _sync(folder)
 
 
 def _sync(folder: Path) -> None:
@@ -103,18 +116,19 @@ def load(folder: Path, training: Training) -> int:
         training.model.load_state_dict(weights)
         tensors = load_file(folder / "optimizer.safetensors")
         record = json.loads((folder / "state.json").read_text())
+        step, scaler = int(record["step"]), record["scaler"]
         numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
         state: dict[int, dict[str, torch.Tensor]] = {}
         for path, tensor in tensors.items():
             name, key = path.rsplit("/", 1)
             state.setdefault(numbers[name], {})[key] = tensor
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as err:
-        raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {err}") from None
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
+        raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {first_line(err)}") from None
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    if training.scaler is not None and record["scaler"] is not None:
-        training.scaler.load_state_dict(record["scaler"])
-    return int(record["step"])
+    if training.scaler is not None and scaler is not None:
+        training.scaler.load_state_dict(scaler)
+    return step
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -134,12 +148,25 @@ def find(folder: Path, wanted: str) -> Path | None:
     path = next((p for p in (Path(wanted), folder / wanted) if (p / "state.json").is_file()), None)
     if path is None:
         raise UserError(f"--resume-from-checkpoint: {wanted} is not a checkpoint (it has no state.json)")
-    newer = [
-        p for p in checkpoints(folder) if step_of(p) > json.loads((path / "state.json").read_text())["step"]
-    ]
+    try:
+        step = int(json.loads((path / "state.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise DataFault(f"--resume-from-checkpoint: {path} is damaged: {first_line(err)}") from None
+    newer = [p for p in checkpoints(folder) if step_of(p) > step]
     if newer:
         raise UserError(
             f"--resume-from-checkpoint: {folder} holds newer ones, up to {newer[-1].name}; "
             "to branch off, give another --output-dir and this checkpoint's path"
         )
     return path
+
+
+def outlook(folder: Path, wanted: str) -> str:
+    """What the same command would do if it were given again now, for who has just stopped it."""
+    last = next(reversed(checkpoints(folder)), None)
+    if last is None:
+        there = f"from {wanted}" if wanted != "latest" else "from the start (no checkpoint was written yet)"
+        return f"the same command begins again {there}"
+    if wanted == "latest":
+        return f"the same command continues from {last}"
+    return f"the same command with --resume-from-checkpoint latest continues from {last}"

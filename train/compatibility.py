@@ -1,14 +1,17 @@
 """Does this cache fit this model? Answered from configs and manifests, before any weight is loaded."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from data_tools.cache.identity import digest
+from data_tools import models
+from data_tools.cache.identity import digest, hash_files
 from data_tools.cache.manifest import Cache
 from data_tools.cache.reader import CacheReader
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import open_store
 from data_tools.errors import UserError
+from train.export import Base
 
 
 def check_widths(reader: CacheReader, wanted: dict[str, int], model: str) -> None:
@@ -17,7 +20,7 @@ def check_widths(reader: CacheReader, wanted: dict[str, int], model: str) -> Non
     for field, width in wanted.items():
         if found[field] != width:
             raise UserError(
-                f"{model} takes {field} of width {width}, but {reader.root} holds width {found[field]}; "
+                f"{model} takes {field} of width {width}, but {reader.url} holds width {found[field]}; "
                 "give the model that the cache was made for"
             )
 
@@ -36,7 +39,7 @@ def check_same_clip(model: Path, reader: CacheReader, *, flag: str) -> None:
         if here != there:
             raise UserError(
                 f"{flag}: {model} was trained on column {name} made by encoder {there}, "
-                f"but {reader.root} was made by encoder {here}; the two must be the same"
+                f"but {reader.url} was made by encoder {here}; the two must be the same"
             )
 
 
@@ -44,9 +47,41 @@ def _encoder(identity: dict[str, Any]) -> str:
     return digest({key: identity.get(key) for key in ("weights", "config")})[:12]
 
 
-def latents_column(cache: Path, resolution: int | None) -> str:
+def check_encoders(base: Base, made: dict[str, str], reader: CacheReader) -> None:
+    """Refuse a base whose own encoders are not those that made the cache. `made`: component → its column.
+
+    The encoders' files are part of the result, so a pipeline with others would be fed what it never saw.
+    """
+    for component in made.keys() & set(base.components):
+        column = made[component]
+        here = sorted(hash_files(models.weight_files(base.folder / component, flag=base.flag)).values())
+        there = sorted(reader.columns[column].identity["weights"].values())
+        if here != there:
+            raise UserError(
+                f"{base.flag}: {base.name} has a {component} with weights {_short(here)}, but column "
+                f"{column} of {reader.url} was made by {_short(there)}; the two must be the same"
+            )
+
+
+def _short(hashes: list[str]) -> str:
+    """One file's sha256 as the hub shows it; of several files one for all."""
+    return (hashes[0] if len(hashes) == 1 else digest({"weights": hashes}))[:12]
+
+
+def check_prior(name: str, *, flag: str) -> None:
+    """Refuse what the finished decoder could not be drawn with: neither a prior's folder nor a hub id."""
+    folder = Path(name)
+    if folder.is_dir():
+        lacking = [x for x in ("prior", "model_index.json") if not (folder / x).exists()]
+        if lacking:
+            raise UserError(f"{flag}: {name} has no {lacking[0]}; wanted a prior in the diffusers layout")
+    elif not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise UserError(f"{flag}: {name}: no such folder, and not a hub id like {models.PRIOR}")
+
+
+def latents_column(cache: str | Path, resolution: int | None) -> str:
     """The latents to train on. Raises `UserError` where there are none, or several and no choice."""
-    names = Cache.open(LocalStore(cache)).column_names()
+    names = Cache.open(open_store(cache)).column_names()
     found = [name for name in names if name.startswith("latents@")]
     listed = ", ".join(name.removeprefix("latents@") for name in found) or "none"
     if resolution is not None:

@@ -5,16 +5,17 @@ as `train_text_to_image_decoder.py` does, without a vision encoder or MoVQ in me
 """
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_tools import console
 from train.options import TrainOptions, shared_options
+from train.ranks import said_once_a_node
 
 if TYPE_CHECKING:
     from data_tools.cache.reader import CacheReader
+    from train.export import Base
     from train.task import Task
 
 SUBFOLDERS = ("unet", "scheduler")
@@ -39,7 +40,7 @@ SUBFOLDERS = ("unet", "scheduler")
     metavar="PX",
     help="Which latents to train on.  [default: the cache's, if it has one resolution only]",
 )
-@shared_options
+@shared_options(output_dir="kandi_2_2-decoder-finetuned")
 def train_decoder(
     decoder_model: str | None, prior_model: str | None, resolution: int | None, **options: Any
 ) -> None:
@@ -54,8 +55,9 @@ def train_decoder(
     """
     from train.loop import fit
 
-    resolved = TrainOptions(**options)
-    fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
+    with said_once_a_node():
+        resolved = TrainOptions(**options)
+        fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
 
 
 def _prepare(
@@ -65,54 +67,66 @@ def _prepare(
     from data_tools import models
     from data_tools.cache.reader import CacheReader
     from data_tools.errors import UserError
-    from train.compatibility import check_same_clip, check_widths, latents_column
+    from train.compatibility import (
+        check_encoders,
+        check_prior,
+        check_same_clip,
+        check_widths,
+        latents_column,
+    )
+    from train.export import Base
+    from train.load import required
+    from train.record import check_output
 
+    check_output(options.output_dir, "unet")
     latents = latents_column(options.cache, resolution)
     reader = CacheReader(options.cache, ["image", latents], allow_partial=options.allow_partial)
-    name = decoder_model or models.recall(reader.columns[latents].model, reader.root, flag="--decoder-model")
-    prior = prior_model or models.recall(reader.columns["image"].model, reader.root, flag="--prior-model")
+    name = decoder_model or models.recall(reader.columns[latents].model, reader.url, flag="--decoder-model")
+    prior = prior_model or models.recall(reader.columns["image"].model, reader.url, flag="--prior-model")
+    check_prior(prior, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--decoder-model")
     config = models.config(folder / "unet", flag="--decoder-model")
-    check_widths(reader, {"image_embeds": config["encoder_hid_dim"]}, f"--decoder-model: {name}")
+    width = required(config, "encoder_hid_dim", folder / "unet", "--decoder-model")
+    channels = required(config, "in_channels", folder / "unet", "--decoder-model")
+    check_widths(reader, {"image_embeds": width}, f"--decoder-model: {name}")
     check_same_clip(folder, reader, flag="--decoder-model")
     if config.get("dropout"):
         raise UserError(
             f"--decoder-model: {name} has dropout {config['dropout']}, wanted 0: resuming is exact"
         )
     (field,) = reader.columns[latents].fields
-    if config["in_channels"] != field.shape[0]:
+    if channels != field.shape[0]:
         raise UserError(
-            f"--decoder-model: {name} takes {config['in_channels']} input channels, the latents have "
+            f"--decoder-model: {name} takes {channels} input channels, the latents have "
             f"{field.shape[0]}; inpainting and ControlNet UNets are not trained yet"
         )
-    return make_task(name, prior, folder, options, field.item_shape), reader
+    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
+    check_encoders(base, {"movq": latents}, reader)
+    return make_task(base, prior, options, field.item_shape), reader
 
 
-def make_task(
-    name: str, prior: str, folder: Path, options: TrainOptions, latents_shape: tuple[int, ...]
-) -> "Task":
+def make_task(base: "Base", prior: str, options: TrainOptions, latents_shape: tuple[int, ...]) -> "Task":
     """The decoder's task: model, loss and export."""
     import torch
     from diffusers import UNet2DConditionModel
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import Base, export_pipeline, model_card
+    from train.export import export_pipeline, model_card
+    from train.load import load_model
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
-    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, local_files_only=True)
-    unet.float()
-    schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--decoder-model"))
+    unet = load_model(UNet2DConditionModel, base.folder / "unet", base.flag)
+    schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
     def make_loss(device: torch.device) -> Loss:
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
-    card = model_card("Kandinsky 2.2 decoder", name, prior=prior)
+    card = model_card("Kandinsky 2.2 decoder", base.name, prior=prior)
     return Task(
         name="unet",
-        base=name,
+        base=base,
         model=unet,
         module=unet,
         null_column="image",

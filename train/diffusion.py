@@ -16,6 +16,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from data_tools.errors import UserError
+
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 # What decides the betas, and nothing else: sampling options of a scheduler do not concern training.
@@ -72,23 +74,26 @@ class NoiseSchedule:
         return alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
 
 
-def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
+def from_scheduler_config(config: Mapping[str, Any], *, flag: str = "scheduler config") -> NoiseSchedule:
     """The training schedule of any Kandinsky scheduler's config (DDPM, DDIM, UnCLIP, …).
 
     Betas are those diffusers' `DDPMScheduler` builds, which for UnCLIP are bit-equal to its own. Keys that a
     config leaves out take its class's defaults: UnCLIP knows one beta schedule, "squaredcos_cap_v2".
-    Raises ValueError for a prediction type that training does not know.
+    Raises `UserError`, beginning with `flag`, for what training or diffusers does not know.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in get_args(PredictionType):
         wanted = ", ".join(get_args(PredictionType))
-        raise ValueError(f"scheduler config: prediction_type is {prediction_type!r}, wanted one of {wanted}")
+        raise UserError(f"{flag}: prediction_type is {prediction_type!r}, wanted one of {wanted}")
     betas = {key: config[key] for key in _BETA_KEYS if config.get(key) is not None}
     if config.get("_class_name") == "UnCLIPScheduler":
         betas.setdefault("beta_schedule", "squaredcos_cap_v2")
-    alphas_cumprod = DDPMScheduler(**betas).alphas_cumprod.to(torch.float32)  # (T,)
+    try:
+        alphas_cumprod = DDPMScheduler(**betas).alphas_cumprod.to(torch.float32)  # (T,)
+    except (ValueError, TypeError, RuntimeError) as err:
+        raise UserError(f"{flag}: the scheduler's betas: {str(err).splitlines()[0]}") from None
     return NoiseSchedule(alphas_cumprod, cast(PredictionType, prediction_type))
 
 

@@ -10,17 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools import models
+from data_tools.cache.identity import digest, hash_files
 from data_tools.errors import UserError
 from train.checkpoint import Saveable
+from train.writing import writing
 
 
 @dataclass(frozen=True)
 class Base:
     """The pipeline that training starts from: the files around the trained component."""
 
+    name: str
+    "As the user gave it."
+    flag: str
+    "The flag that gives it."
     folder: Path
     components: tuple[str, ...]
     "All of the pipeline's folders but the trained one."
+    identity: str
+    "Hash of the trained component's weights and config and of the scheduler, wherever they lie."
 
     @classmethod
     def find(cls, name: str, trained: str, output: Path, *, flag: str) -> "Base":
@@ -39,20 +47,48 @@ class Base:
         listed = [
             key for key, value in index.items() if isinstance(value, list) and value[0] and key != trained
         ]
-        return cls(models.local_folder(name, tuple(listed), flag=flag), tuple(listed))
+        folder = models.local_folder(name, tuple(listed), flag=flag)
+        return cls(name, flag, folder, tuple(listed), _identity(folder, trained, flag))
 
 
 def export_pipeline(output: Path, base: Base, trained: str, model: Saveable, card: str) -> None:
     """Write `output` so that the stock pipeline loads it: model_index.json, all components, README.md."""
-    temporary = output / f".tmp-{trained}"
+    with writing(output):
+        _save(model, output / trained)
+        (output / "README.md").write_text(card, encoding="utf-8")
+        for name in base.components:
+            _copy(base.folder / name, output / name)
+        shutil.copyfile(base.folder / "model_index.json", output / "model_index.json")
+
+
+def _save(model: Saveable, folder: Path) -> None:
+    """Replace the weights in `folder`, and no other file."""
+    temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    shutil.rmtree(output / trained, ignore_errors=True)
-    temporary.rename(output / trained)
-    (output / "README.md").write_text(card, encoding="utf-8")
-    for name in base.components:
-        shutil.copytree(base.folder / name, output / name, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    shutil.copyfile(base.folder / "model_index.json", output / "model_index.json")
+    try:
+        model.save_pretrained(temporary)
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            if models.WEIGHTS.fullmatch(old.name) or old.name.endswith(".safetensors.index.json"):
+                old.unlink()  # shards of an earlier export would be loaded instead
+        for new in temporary.iterdir():
+            new.replace(folder / new.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def _identity(folder: Path, trained: str, flag: str) -> str:
+    settings = {
+        name: {
+            key: v for key, v in models.config(folder / name, flag=flag).items() if not key.startswith("_")
+        }
+        for name in (trained, "scheduler")
+    }
+    return digest({"weights": hash_files(models.weight_files(folder / trained, flag=flag)), **settings})
 
 
 def model_card(title: str, base: str, *, prior: str | None) -> str:

@@ -6,10 +6,12 @@ batch), so a resumed run, also one at another number of ranks, takes the steps i
 """
 
 import json
+import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
+import click
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
@@ -25,10 +27,10 @@ from train.meter import Meter, require_finite
 from train.metrics import MetricsFile, draw_losses
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
-from train.record import open_run, run_record
+from train.record import check_continuation, open_run, run_record
 from train.schedules import lr_factor
 from train.task import Task
-from train.validation import Samples, held_out_loss, split
+from train.validation import Samples, held_out_loss
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -42,27 +44,40 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         options.train_batch_size,
         options.gradient_accumulation_steps,
     )
-    samples, held = split(reader, options)
-    if not len(samples):
-        raise UserError(f"--cache: {reader.root}: no sample to train on ({len(held)} held out)")
-    total_steps = options.total_steps(len(samples), share.world_size)
+    held = reader.held_out(options.validation_fraction)
+    num_samples = reader.num_samples - len(held)
+    if not num_samples:
+        raise UserError(f"--cache: {reader.url}: no sample to train on ({len(held)} held out)")
+    total_steps = options.total_steps(num_samples, share.world_size)
     resume = checkpoint.find(options.output_dir, options.resume_from_checkpoint)
     resolved = {
         "total_steps": total_steps,
         "global_batch_size": share.global_batch_size,
-        "train_samples": len(samples),
-        "validation_samples": len(held),
+        "train_samples": num_samples,
+        "validation_samples": min(len(held), options.validation_samples),
     }
     record = run_record(task, reader, options, resolved)
+    if resume is not None:
+        check_continuation(record, resume, task.base.flag)
     if options.dry_run:
         accelerator.print(json.dumps(record, indent=1))
         accelerator.print("nothing was written (--dry-run)")
         return
-    run = Run(task, reader, held, options, accelerator, total_steps)
+    run = Run(task, reader, held[: options.validation_samples], options, accelerator, total_steps)
     first_step = run.resume(resume)
     if accelerator.is_main_process:
         open_run(options.output_dir, record, resume)
-    run.train(TrainingBatches(reader, samples, share, options.seed, accelerator.device), first_step)
+        if options.validation_fraction and not len(held):
+            what = f"--validation-fraction: {options.validation_fraction} of {reader.num_samples} samples"
+            click.echo(f"{what} holds out none; there is no validation loss", err=True)
+    batches = TrainingBatches(reader, held, share, options.seed, accelerator.device)
+    try:
+        run.train(batches, first_step)
+    except KeyboardInterrupt:
+        outlook = checkpoint.outlook(options.output_dir, options.resume_from_checkpoint)
+        if accelerator.is_main_process:
+            click.echo(f"interrupted; {outlook}", err=True)
+        sys.exit(130)
     if accelerator.is_main_process:
         task.export()
         draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train.writing import writing
+
 
 class MetricsFile:
     """Lines appended as they come; a resumed run first drops what was written after its checkpoint."""
@@ -11,13 +13,14 @@ class MetricsFile:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        temporary = path.with_name(f".tmp-{path.name}")
+        with writing(path):
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.replace(path)
 
     def write(self, step: int, **values: float) -> None:
         """Non-finite values are for the caller to refuse; JSON has no word for them."""
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
 
@@ -41,12 +44,14 @@ def draw_losses(metrics: Path, picture: Path, title: str) -> None:
     lines = read_metrics(metrics)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for key, style in (("loss", {"alpha": 0.6}), ("validation_loss", {"marker": "o"})):
+    for key in ("loss", "validation_loss"):
         points = [(line["step"], line[key]) for line in lines if key in line]
+        marker = "o" if key == "validation_loss" or len(points) == 1 else ""  # one point makes no line
         if points:
-            axes.plot(*zip(*points), label=key.replace("_", " "), **style)
+            axes.plot(*zip(*points), label=key.replace("_", " "), marker=marker, alpha=0.8)
     axes.set(xlabel="optimizer step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    figure.savefig(picture, dpi=120)
+    with writing(picture):
+        figure.savefig(picture, dpi=120)

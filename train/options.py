@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
+from data_tools.cache.store import local_folder
 from data_tools.errors import UserError
 from train import schedules
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    cache: Path
+    cache: str
+    "A folder, or a URL that `open_store` takes."
     output_dir: Path
     seed: int
 
@@ -67,7 +69,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise UserError(f"--output-dir: {self.output_dir} is a file, wanted a folder")
-        if self.output_dir.resolve() == self.cache.resolve():
+        folder = local_folder(self.cache)
+        if folder is not None and self.output_dir.resolve() == folder.resolve():
             raise UserError(f"--output-dir: {self.output_dir} is the cache, wanted a folder of its own")
 
     def global_batch_size(self, world_size: int) -> int:
@@ -85,19 +88,23 @@ _POSITIVE = click.IntRange(min=1)
 _NOT_NEGATIVE = click.FloatRange(min=0)
 _SHARE = click.FloatRange(min=0, max=1, max_open=True)
 
-_OPTIONS = [
-    # Main options.
-    click.option(
-        "--cache", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Made by precompute."
-    ),
-    click.option(
+_CACHE = click.option(
+    "--cache", required=True, metavar="DIR|URL", help="Made by precompute; also s3://bucket/prefix."
+)
+
+
+def _output_dir(default: str) -> Callable[..., Any]:
+    return click.option(
         "--output-dir",
         type=click.Path(path_type=Path),
-        default=Path("kandi_2_2-model-finetuned"),
+        default=Path(default),
         show_default=True,
         metavar="DIR",
         help="Gets the finished pipeline, checkpoints, metrics.jsonl and loss.png.",
-    ),
+    )
+
+
+_OPTIONS = [
     click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True),
     # Optimization.
     click.option("--num-train-epochs", type=_POSITIVE, default=100, show_default=True, metavar="EPOCHS"),
@@ -175,8 +182,12 @@ _OPTIONS = [
 ]
 
 
-def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: the flags of `TrainOptions`, in the order above."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def shared_options(*, output_dir: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the flags of `TrainOptions`, in the order above; `output_dir` is that flag's default."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed([_CACHE, _output_dir(output_dir), *_OPTIONS]):
+            command = option(command)
+        return command
+
+    return decorate

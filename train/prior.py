@@ -5,16 +5,17 @@ and the text, as `train_text_to_image_prior.py` does, without a text or vision e
 """
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_tools import console
 from train.options import TrainOptions, shared_options
+from train.ranks import said_once_a_node
 
 if TYPE_CHECKING:
     from data_tools.cache.reader import CacheReader
+    from train.export import Base
     from train.task import Task
 
 SUBFOLDERS = ("prior", "scheduler")
@@ -27,7 +28,7 @@ SUBFOLDERS = ("prior", "scheduler")
     metavar="REPO|DIR",
     help="Start from this prior.  [default: the repository the cache's text column was made with]",
 )
-@shared_options
+@shared_options(output_dir="kandi_2_2-prior-finetuned")
 def train_prior(prior_model: str | None, **options: Any) -> None:
     """Fine-tune the Kandinsky 2.2 prior from a cache.
 
@@ -39,21 +40,26 @@ def train_prior(prior_model: str | None, **options: Any) -> None:
     """
     from train.loop import fit
 
-    resolved = TrainOptions(**options)
-    fit(*_prepare(prior_model, resolved), resolved)
+    with said_once_a_node():
+        resolved = TrainOptions(**options)
+        fit(*_prepare(prior_model, resolved), resolved)
 
 
 def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, CacheReader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
     from data_tools import models
     from data_tools.cache.reader import CacheReader
-    from train.compatibility import check_same_clip, check_widths
+    from train.compatibility import check_encoders, check_same_clip, check_widths
+    from train.export import Base
+    from train.load import required
+    from train.record import check_output
 
+    check_output(options.output_dir, "prior")
     reader = CacheReader(options.cache, ["image", "text"], allow_partial=options.allow_partial)
-    name = prior_model or models.recall(reader.columns["text"].model, reader.root, flag="--prior-model")
+    name = prior_model or models.recall(reader.columns["text"].model, reader.url, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--prior-model")
     config = models.config(folder / "prior", flag="--prior-model")
-    dim = config["embedding_dim"]
+    dim = required(config, "embedding_dim", folder / "prior", "--prior-model")
     wanted = {
         "image_embeds": dim,
         "prompt_embeds": config.get("embedding_proj_dim") or dim,
@@ -61,25 +67,27 @@ def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, Cac
     }
     check_widths(reader, wanted, f"--prior-model: {name}")
     check_same_clip(folder, reader, flag="--prior-model")
-    return make_task(name, folder, options), reader
+    base = Base.find(name, "prior", options.output_dir, flag="--prior-model")
+    check_encoders(base, {"image_encoder": "image", "text_encoder": "text"}, reader)
+    return make_task(base, options), reader
 
 
-def make_task(name: str, folder: Path, options: TrainOptions) -> "Task":
+def make_task(base: "Base", options: TrainOptions) -> "Task":
     """The prior's task: model, loss and export."""
     import torch
     from diffusers import PriorTransformer
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import Base, export_pipeline, model_card
+    from train.export import export_pipeline, model_card
+    from train.load import load_model
     from train.objectives import prior_loss
     from train.prior_model import CausalPrior
     from train.task import Loss, Task
 
-    base = Base.find(name, "prior", options.output_dir, flag="--prior-model")
-    prior = PriorTransformer.from_pretrained(folder / "prior", use_safetensors=True, local_files_only=True)
-    module = CausalPrior(prior.float())
-    schedule = from_scheduler_config(models.config(folder / "scheduler", flag="--prior-model"))
+    prior = load_model(PriorTransformer, base.folder / "prior", base.flag)
+    module = CausalPrior(prior)
+    schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
     def make_loss(device: torch.device) -> Loss:
         return partial(
@@ -90,10 +98,10 @@ def make_task(name: str, folder: Path, options: TrainOptions) -> "Task":
             snr_gamma=options.snr_gamma,
         )
 
-    card = model_card("Kandinsky 2.2 prior", name, prior=None)
+    card = model_card("Kandinsky 2.2 prior", base.name, prior=None)
     return Task(
         name="prior",
-        base=name,
+        base=base,
         model=prior,
         module=module,
         null_column="text",

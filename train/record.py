@@ -11,12 +11,16 @@ import click
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import PLAN
 from data_tools.cache.reader import CacheReader
+from data_tools.errors import UserError
 from train.options import TrainOptions
 from train.task import Task
+from train.writing import writing
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
 MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run"}
 "Options that may differ between a run and its continuation without a word."
+COMMANDS = {"prior": "train-prior", "unet": "train-decoder"}
+"What a run's `trains` says → who trains it."
 DERIVED = ("global_batch_size", "total_steps", "train_samples")
 "Numbers on which the order of samples and the schedule depend; they also change with ranks and the cache."
 
@@ -29,7 +33,8 @@ def run_record(
     columns = {name: column.identity for name, column in reader.columns.items()}
     return {
         "trains": task.name,
-        "base_model": task.base,
+        "base_model": task.base.name,
+        "base_identity": task.base.identity,
         "options": given,
         **resolved,
         "cache": {
@@ -41,28 +46,66 @@ def run_record(
     }
 
 
+def check_output(output: Path, trains: str) -> None:
+    """Raises `UserError` unless `output` is empty (but for hidden files) or holds a run like this one."""
+    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
+        return
+    if _read(output).get("trains") != trains:
+        raise UserError(
+            f"--output-dir: {output} is not empty and not a run of {COMMANDS[trains]}; give another"
+        )
+
+
+def check_continuation(record: dict[str, Any], resume: Path, flag: str) -> None:
+    """Raises `UserError` if the checkpoint's run began from another model or read another cache.
+
+    Not what they are called counts, but what they hold: both may have moved. `flag` gives the base model.
+    """
+    before = _read(resume.parent)
+    old, new = before.get("base_identity"), record["base_identity"]
+    if old is not None and old != new:
+        raise UserError(
+            f"{flag}: {record['base_model']} ({new[:12]}) is not what {resume} began from, which was "
+            f"{before['base_model']} ({old[:12]}); give that, or another --output-dir"
+        )
+    found = before.get("cache", {}).get("identities", {})
+    wanted = record["cache"]["identities"]
+    for name in sorted(found.keys() | wanted.keys()) if found else ():
+        old, new = found.get(name, "nothing"), wanted.get(name, "nothing")
+        if old != new:
+            raise UserError(
+                f"--cache: column {name} of {record['options']['cache']} is {new[:12]}, but {resume} was "
+                f"trained on {old[:12]} of {before['options']['cache']}; give that, or another --output-dir"
+            )
+
+
 def open_run(output: Path, record: dict[str, Any], resume: Path | None) -> None:
     """Write run.json; say what a resumed run does otherwise than the one it continues."""
     path = output / "run.json"
     if resume is not None:
         click.echo(f"resuming from {resume}", err=True)
-        if path.is_file():
-            for line in _changes(json.loads(path.read_text()), record):
+        if before := _read(resume.parent):
+            for line in _changes(before, record):
                 click.echo(f"  changed since: {line}", err=True)
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    temporary = path.with_name(".tmp-run.json")  # hidden: it does not make the folder somebody else's
+    with writing(path):
+        output.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        temporary.replace(path)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """A folder's run.json; {} where there is none that can be read."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old, new = (
-        {
-            **{key: record.get(key) for key in DERIVED},
-            **record.get("options", {}),
-            **record.get("cache", {}).get("identities", {}),
-        }
-        for record in (before, now)
+        {**{key: record.get(key) for key in DERIVED}, **record.get("options", {})} for record in (before, now)
     )
     keys = sorted(k for k in (old.keys() | new.keys()) - MOVABLE if old.get(k) != new.get(k))
     return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys]

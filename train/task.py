@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train.batches import Batch
 from train.draws import Draws
+from train.export import Base
 
 Loss = Callable[[nn.Module, Batch, Batch, Draws], Tensor]
 "(module, batch, null conditions, draws) → one value a sample, (B,) float32."
@@ -31,5 +32,5 @@ class Task:
     enable_gradient_checkpointing: Callable[[], None]
     export: Callable[[], None]
     "Write the finished pipeline into the output folder."
-    base: str
-    "The model repository that training started from."
+    base: Base
+    "The pipeline that training starts from."

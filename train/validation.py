@@ -6,7 +6,6 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
-from data_tools.cache.order import held_out
 from data_tools.cache.reader import CacheReader
 from train.batches import Batch, collate
 from train.draws import Purpose, draw
@@ -14,14 +13,6 @@ from train.options import TrainOptions
 from train.task import Loss, Task
 
 Samples = NDArray[np.int64]
-
-
-def split(reader: CacheReader, options: TrainOptions) -> tuple[Samples, Samples]:
-    """Samples to train on, and those to validate on (the ones with the smallest key hashes)."""
-    held = held_out(reader.key_hash, options.validation_fraction)
-    chosen = np.flatnonzero(held)
-    by_hash = chosen[np.argsort(reader.key_hash[chosen], kind="stable")]
-    return np.flatnonzero(~held), by_hash[: options.validation_samples]
 
 
 @torch.no_grad()
@@ -41,7 +32,7 @@ def held_out_loss(
     size, world = options.train_batch_size, accelerator.num_processes
     for start in range(accelerator.process_index * size, len(samples), size * world):
         chosen = samples[start : start + size]
-        rows = {column: reader.first_row[column][chosen] for column in reader.columns}
+        rows = {column: reader.rows(column, chosen)[0] for column in reader.columns}
         batch = {name: value.to(accelerator.device) for name, value in collate(reader, rows).items()}
         draws = draw(
             options.seed,

@@ -51,14 +51,14 @@ class Ended:
         return [line for line in lines if line.strip() and "it/s" not in line]
 
 
-def arguments(cache: Path, output: Path, *flags: str) -> list[str]:
+def arguments(cache: Path | str, output: Path, *flags: str) -> list[str]:
     """The command line of most tests: without validation, one line of metrics a step. Later flags win."""
     small = ["--train-batch-size", "4", "--max-train-steps", "3"]
     quiet = ["--validation-fraction", "0", "--logging-steps", "1"]
     return ["--cache", str(cache), "--output-dir", str(output), *small, *quiet, *map(str, flags)]
 
 
-def train(kind: str, cache: Path, output: Path, *flags: str) -> Path:
+def train(kind: str, cache: Path | str, output: Path, *flags: str) -> Path:
     """Run a trainer in this process; raises what it raises. Returns `output`."""
     forget_accelerator()
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

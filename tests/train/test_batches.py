@@ -31,8 +31,9 @@ def reader(small):
 
 
 def batches(reader, share=None, seed=3, samples=None) -> TrainingBatches:
-    samples = np.arange(reader.num_samples) if samples is None else samples
-    return TrainingBatches(reader, samples, share or Slice(0, 1, GLOBAL, 1), seed, CPU)
+    left = np.arange(reader.num_samples) if samples is None else samples
+    held_out = np.setdiff1d(np.arange(reader.num_samples), left)
+    return TrainingBatches(reader, held_out, share or Slice(0, 1, GLOBAL, 1), seed, CPU)
 
 
 def same(first, second) -> bool:
@@ -77,13 +78,13 @@ def test_an_epoch_shows_every_sample_once_with_a_caption_of_its_own(reader):
     steps = 7  # 7 batches of 8 are 4 epochs of 14
     there = batches(reader)
     seen = torch.cat([there.read(step, 0)["image_embeds"] for step in range(steps)])
-    everything = collate(reader, {"image": reader.first_row["image"]})["image_embeds"]
+    everything = collate(reader, {"image": reader.rows("image")[0]})["image_embeds"]
     numbers = [int((everything == row).all(1).nonzero()) for row in seen]
     assert all(sorted(numbers[i : i + 14]) == list(range(14)) for i in range(0, 56, 14))
     shown = {}
     prompts = torch.cat([there.read(step, 0)["prompt_embeds"] for step in range(steps)])
     for number, prompt in zip(numbers, prompts):
-        first, count = reader.first_row["text"][number], reader.num_rows["text"][number]
+        first, count = (value[number] for value in reader.rows("text"))
         own = collate(reader, {"text": np.arange(first, first + count)})["prompt_embeds"]
         shown.setdefault(number, set()).add(int((own == prompt).all(1).nonzero()))
     assert any(len(captions) > 1 for captions in shown.values())
@@ -92,7 +93,7 @@ def test_an_epoch_shows_every_sample_once_with_a_caption_of_its_own(reader):
 def test_only_the_given_samples_are_read(reader):
     samples = np.array([1, 4, 5, 9, 13])
     there = batches(reader, samples=samples)
-    wanted = collate(reader, {"image": reader.first_row["image"][samples]})["image_embeds"]
+    wanted = collate(reader, {"image": reader.rows("image", samples)[0]})["image_embeds"]
     for step in range(4):
         for row in there.read(step, 0)["image_embeds"]:
             assert (wanted == row).all(1).any()

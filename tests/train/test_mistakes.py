@@ -100,6 +100,7 @@ def test_value_out_of_range(kind, cache, output, flag, value):
 def test_unfinished_cache_unless_partial_is_allowed(kind, copied, output):
     commit = sorted((copied / "columns" / "image").glob("*/commits/part-*.json"))[-1]
     commit.unlink()
+    shutil.rmtree(commit.parent.parent / "generations")
     line = refused(kind, *given(copied, output))
     assert line.startswith(f"--cache: {copied} is unfinished: column image lacks {commit.stem}")
     assert not output.exists()

@@ -20,8 +20,14 @@ BOUND = 1e-5
 
 def on_two_ranks(kind, cache, output, *flags):
     """Start the module under torchrun, as users do."""
+    done = launched(kind, cache, output, *flags)
+    assert done.returncode == 0, done.stderr.decode()
+    return output
+
+
+def launched(kind, cache, output, *flags):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launcher, "-m", f"train.{kind}", *runs.arguments(cache, output, *flags)],
         cwd=runs.ROOT,
         env={**runs.environment(), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
@@ -29,8 +35,6 @@ def on_two_ranks(kind, cache, output, *flags):
         timeout=180,
         check=False,
     )
-    assert done.returncode == 0, done.stderr.decode()
-    return output
 
 
 @pytest.fixture(scope="module", params=runs.KINDS)
@@ -60,10 +64,18 @@ def test_one_rank_continues_what_two_began(pair, cache, tmp_path):
     kind, one, two = pair
     output = tmp_path / "out"
     shutil.copytree(two / "checkpoint-2", output / "checkpoint-2")
-    shutil.copyfile(two / "metrics.jsonl", output / "metrics.jsonl")
+    for name in ("metrics.jsonl", "run.json"):
+        shutil.copyfile(two / name, output / name)
     runs.train(kind, cache, output, *FLAGS, "--train-batch-size", "4")
     for key in ("loss", "validation_loss", "grad_norm"):
         assert_close(runs.series(output, key), runs.series(one, key))
     name = runs.TRAINED[kind]
     before, alone, found = (runs.weights(folder / name) for folder in (one / "checkpoint-2", one, output))
     assert runs.distance(found, alone) < 1e-3 * runs.distance(alone, before)
+
+
+def test_mistake_is_said_once_a_node(cache, tmp_path):
+    ended = launched("prior", cache, tmp_path / "out", "--prior-model", "nowhere")
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.decode().splitlines() if line.startswith("--prior-model: nowhere")]
+    assert len(said) == 1

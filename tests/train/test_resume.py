@@ -182,6 +182,15 @@ def test_damaged_checkpoint_is_one_line(cache, finished, tmp_path):
     assert ended.code == 1
     assert len(ended.lines) == 1
     assert ended.lines[0].startswith(f"--resume-from-checkpoint: {output / 'checkpoint-6'} is damaged: ")
+    path = output / "checkpoint-6" / "prior" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(next(output.glob("image_encoder/*.safetensors")).read_bytes())  # of another model
+    ended = runs.program("prior", *runs.arguments(cache, output, *runs.STANDARD))
+    assert (ended.code, len(ended.lines)) == (1, 1), ended  # torch's own message has hundreds of lines
+    (output / "checkpoint-6" / "state.json").write_text("{")
+    for wanted in ("latest", "checkpoint-6"):
+        flags = ("--resume-from-checkpoint", wanted)
+        ended = runs.program("prior", *runs.arguments(cache, output, *runs.STANDARD, *flags))
+        assert (ended.code, len(ended.lines)) == (1, 1), ended
     assert (output / "run.json").read_bytes() == before
 
 

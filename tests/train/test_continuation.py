@@ -1,0 +1,103 @@
+"""Who continues a run gets the same run: not another base model, not another cache."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.train import runs
+from train.loop import Run
+
+
+@pytest.fixture(params=runs.KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def output(kind, finished, tmp_path):
+    return shutil.copytree(finished[kind], tmp_path / "out")
+
+
+MORE = (*runs.STANDARD, "--max-train-steps", "7")
+
+
+def refused(kind, cache, output, *flags):
+    before = (output / "run.json").read_bytes()
+    ended = runs.program(kind, *runs.arguments(cache, output, *MORE, *flags))
+    assert (ended.code, len(ended.lines)) == (2, 1), ended
+    assert (output / "run.json").read_bytes() == before
+    return ended.lines[0]
+
+
+def test_another_base_model_is_refused(kind, cache, output, pocket, tmp_path):
+    base = shutil.copytree(pocket / kind, tmp_path / "base")
+    path = base / runs.TRAINED[kind] / "diffusion_pytorch_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    line = refused(kind, cache, output, f"--{kind}-model", base)
+    assert line.startswith(f"--{kind}-model: {base} (")
+    assert f"is not what {output / 'checkpoint-6'} began from, which was " in line
+    old = json.loads((output / "run.json").read_text())
+    assert f"{old['base_model']} ({old['base_identity'][:12]})" in line
+
+
+def test_another_noise_schedule_is_another_base_model(kind, cache, output, pocket, tmp_path):
+    base = shutil.copytree(pocket / kind, tmp_path / "base")
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_train_timesteps": 500}))
+    assert refused(kind, cache, output, f"--{kind}-model", base).startswith(f"--{kind}-model: {base} (")
+
+
+def test_the_same_base_model_in_another_place_is_the_same(kind, cache, output, pocket, tmp_path):
+    base = shutil.copytree(pocket / kind, tmp_path / "moved")
+    ended = runs.program(kind, *runs.arguments(cache, output, *MORE, f"--{kind}-model", base))
+    assert ended.code == 0, ended
+    assert (output / "checkpoint-7").is_dir()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_another_cache_is_refused(elsewhere, kind, cache, cache16, output, tmp_path):
+    place = output
+    flags = ()
+    if elsewhere:  # a checkpoint of another folder: what counts is the run that wrote it
+        place = tmp_path / "branch"
+        flags = ("--resume-from-checkpoint", str(output / "checkpoint-6"))
+        place.mkdir()
+        shutil.copyfile(output / "run.json", place / "run.json")
+    line = refused(kind, cache16, place, *flags)
+    assert line.startswith(f"--cache: column image of {cache16} is ")
+    assert f"{output / 'checkpoint-6'} was trained on " in line
+    assert f" of {cache}; " in line
+
+
+def test_the_same_cache_in_another_place_is_the_same(kind, cache, output, tmp_path):
+    moved = shutil.copytree(cache, cache.parent / f"moved-{tmp_path.name}")
+    assert runs.program(kind, *runs.arguments(moved, output, *MORE)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "wanted", "said"),
+    [
+        (1, "latest", "begins again from the start (no checkpoint was written yet)"),
+        (5, "latest", "continues from {out}/checkpoint-3"),
+        (4, "{finished}/checkpoint-3", "begins again from {finished}/checkpoint-3"),
+        (7, "{finished}/checkpoint-3", "--resume-from-checkpoint latest continues from {out}/checkpoint-6"),
+    ],
+)
+def test_ctrl_c_says_where_the_same_command_goes_on(stop, wanted, said, cache, finished, tmp_path):
+    places = {"out": tmp_path / "out", "finished": finished["prior"]}
+    step = Run._step
+
+    def interrupts(self, number, *rest):
+        if number == stop:
+            raise KeyboardInterrupt
+        step(self, number, *rest)
+
+    flags = (*runs.STANDARD, "--max-train-steps", "8", "--resume-from-checkpoint", wanted.format(**places))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_step", interrupts)
+        ended = runs.program("prior", *runs.arguments(cache, places["out"], *flags))
+    assert ended.code == 130
+    assert ended.lines[-1].startswith("interrupted; the same command ")
+    assert ended.lines[-1].endswith(said.format(**places))

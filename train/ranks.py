@@ -1,0 +1,27 @@
+"""What the processes of one job say: a user's mistake once, not once for each of them."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from data_tools.errors import UserError
+
+WAIT_SECONDS = 5.0
+
+
+@contextmanager
+def said_once_a_node() -> Iterator[None]:
+    """On all but a node's first process a `UserError` becomes its exit code alone.
+
+    They all meet the same mistake: arguments, folders and models are the same for each process of a node. The
+    silent ones wait before they end, since the launcher then stops the first one, which may not have spoken.
+    """
+    try:
+        yield
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        time.sleep(WAIT_SECONDS)
+        sys.exit(2)
