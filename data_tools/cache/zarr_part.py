@@ -1,7 +1,8 @@
 """A part as a zarr v3 group: one sharded array per field, one shard object per array.
 
 Written by hand after the zarr v3 specification and its `sharding_indexed` and `crc32c` codecs: so the place
-of every row is known without reading anything back, and a shard is written chunk by chunk. Any zarr v3 library opens the result (`tests/data_tools/test_zarr_part.py`).
+of every row is known without reading anything back, and a shard is written chunk by chunk. Any zarr v3
+library opens the result (`tests/data_tools/test_zarr_part.py`).
 
 A shard is its inner chunks in order, each followed by the crc32c of its bytes, then the shard index:
 (offset, length) of each chunk as little-endian uint64, and the index's own crc32c. Chunks are never
