@@ -26,7 +26,7 @@ from data_tools.cache.generation import Generation, current
 from data_tools.cache.manifest import NULL_PART, Cache, Part
 from data_tools.errors import DataFault
 
-BYTES_A_THREAD = 1 << 20
+BYTES_A_THREAD = 8 << 20
 "A batch is shared out over threads in pieces of at least this size."
 LARGEST_READ = 16 << 20
 "Rows that lie close together are read at once up to this size."

@@ -26,7 +26,7 @@ from train.draws import Draws, draw
 from train.objectives import decoder_loss, prior_loss
 from train.prior_model import CausalPrior
 
-REPEATS = 5
+REPEATS = 15
 
 
 @dataclass(frozen=True)
