@@ -64,19 +64,36 @@ def weight_files(folder: Path, *, flag: str) -> list[Path]:
     return sorted(files)
 
 
-def check_loading(info: dict[str, Any], folder: Path, *, flag: str) -> None:
-    """Raises `UserError` unless config and weights belonged together.
+def load(model_class: Any, folder: Path, *, flag: str, **options: Any) -> Any:
+    """`model_class.from_pretrained(folder, **options)` of diffusers or transformers, whole or not at all.
 
-    `info` is what `from_pretrained(…, output_loading_info=True)` of transformers and diffusers returns. Both
-    go on with random values where weights are missing.
+    Raises `UserError`, beginning with `flag` and the folder, for files that cannot be read and for weights
+    that do not fit the config exactly: both libraries fill gaps with random numbers and go on.
     """
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = sorted(str(key) for key in info.get(kind) or () if not str(key).endswith("position_ids"))
-        if keys:
-            word = kind.removesuffix("_keys")
-            raise UserError(
-                f"{flag}: {folder}: weights and config.json differ: {len(keys)} {word}, as {keys[0]}"
-            )
+    from safetensors import SafetensorError
+
+    weight_files(folder, flag=flag)  # says so if there are only pickled ones
+    try:
+        model, info = model_class.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
+        raise UserError(f"{flag}: {folder}: cannot be loaded: {first_line(err)}") from None
+    if odd := [text for kind in ("missing", "unexpected", "mismatched") if (text := _named(kind, info))]:
+        raise UserError(f"{flag}: {folder}: the weights are not those of its config.json: {', '.join(odd)}")
+    return model
+
+
+def first_line(err: BaseException) -> str:
+    """What an error says, without the advice that follows."""
+    line = next(iter(str(err).strip().splitlines()), type(err).__name__)
+    return line.partition(". If you want")[0].rstrip(" .")
+
+
+def _named(kind: str, info: dict[str, Any]) -> str:
+    keys = sorted(str(key) for key in info.get(f"{kind}_keys") or ())
+    keys = [key for key in keys if not key.endswith("position_ids")]  # buffers that old CLIP files still hold
+    return f"{len(keys)} {kind} (first: {keys[0]})" if keys else ""
 
 
 def record(name: str, cache: str | Path) -> dict[str, str]:

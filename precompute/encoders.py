@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
 
 from data_tools import images, models
 from data_tools.cache.fields import Column, Field, Row
@@ -212,25 +211,14 @@ def _column(name: str, fields: tuple[Field, ...], identity: dict[str, Any], mode
 
 
 def _load(model_class: Any, folder: Path, flag: str, options: EncoderOptions) -> Any:
-    """A frozen model on its device. Raises `UserError` for weights that are damaged or not the config's."""
+    """A frozen model on its device. Raises `UserError` as `models.load` does."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):  # what they warn of is checked below
+    for logging in (diffusers_logging, transformers_logging):  # what they warn of is an error here
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    try:
-        model, info = model_class.from_pretrained(
-            folder,
-            torch_dtype=TORCH_DTYPES[options.precision],
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
-        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise UserError(f"{flag}: {folder} cannot be loaded: {reason}") from None
-    models.check_loading(info, folder, flag=flag)
+    model = models.load(model_class, folder, flag=flag, torch_dtype=TORCH_DTYPES[options.precision])
     return model.requires_grad_(False).eval().to(options.device)
 
 

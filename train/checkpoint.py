@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data_tools.errors import DataFault, UserError
-from train.load import first_line
+from data_tools.models import first_line
 from train.writing import writing
 
 

@@ -11,30 +11,9 @@ from data_tools.errors import UserError
 
 
 def load_model(model_class: Any, folder: Path, flag: str) -> Any:
-    """The diffusers model in `folder`, in float32.
-
-    Raises `UserError`, beginning with `flag` and the folder, for files that cannot be read and for weights
-    that do not fit the config exactly: diffusers itself would fill gaps with random numbers.
-    """
-    from safetensors import SafetensorError
-
-    models.weight_files(folder, flag=flag)  # says so if there are only pickled ones
-    try:
-        with _silent():
-            model, info = model_class.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
-        raise UserError(f"{flag}: {folder}: cannot be loaded: {first_line(err)}") from None
-    if odd := [text for kind in ("missing", "unexpected", "mismatched") if (text := _named(kind, info))]:
-        raise UserError(f"{flag}: {folder}: the weights are not those of its config.json: {', '.join(odd)}")
-    return model.float()
-
-
-def first_line(err: BaseException) -> str:
-    """What an error says, without the advice that follows."""
-    line = next(iter(str(err).strip().splitlines()), type(err).__name__)
-    return line.partition(". If you want")[0].rstrip(" .")
+    """The diffusers model in `folder`, in float32. Raises `UserError` as `models.load` does."""
+    with _silent():
+        return models.load(model_class, folder, flag=flag).float()
 
 
 def required(config: dict[str, Any], key: str, folder: Path, flag: str) -> Any:
@@ -42,11 +21,6 @@ def required(config: dict[str, Any], key: str, folder: Path, flag: str) -> Any:
     if config.get(key) is None:
         raise UserError(f"{flag}: {folder}/config.json has no {key}; wanted a Kandinsky 2.2 model")
     return config[key]
-
-
-def _named(kind: str, info: dict[str, Any]) -> str:
-    keys = sorted(str(key) for key in info.get(f"{kind}_keys") or ())
-    return f"{len(keys)} {kind} (first: {keys[0]})" if keys else ""
 
 
 @contextmanager
