@@ -66,10 +66,7 @@ class TrainingBatches:
 
     def read(self, step: int, accumulation_round: int) -> Batch:
         """One micro-batch on the CPU."""
-        chosen, epoch = self.order.batch(step)
-        positions = self.share.positions(accumulation_round)
-        mine = slice(positions[0], positions[-1] + 1)
-        chosen, epoch = chosen[mine], epoch[mine]
+        chosen, epoch = self.order.share(step, self.share.positions(accumulation_round))
 
         def rows(column: str) -> NDArray[np.int64]:
             first, count = self.reader.rows(column, chosen)

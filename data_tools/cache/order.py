@@ -39,7 +39,11 @@ class Order:
 
     def batch(self, step: int) -> tuple[Ids, Ids]:
         """Samples of global batch `step` and the epoch each belongs to: (B,), (B,)."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        return self.share(step, range(self.batch_size))
+
+    def share(self, step: int, positions: range) -> tuple[Ids, Ids]:
+        """The samples at some positions of global batch `step`, and their epochs; no others are made."""
+        position = np.arange(positions.start, positions.stop, dtype=np.int64) + step * self.batch_size
         epoch, place = np.divmod(position, self.num_drawn)
         drawn = permuted(place, self.num_drawn, _key(self.seed, epoch))
         # how many held-out samples stand before the i-th of the others: those with at most i others before
