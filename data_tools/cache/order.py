@@ -1,92 +1,137 @@
 """Who reads what when: the order of samples as a pure function, with nothing to save and nothing to replay.
 
-Samples form one endless stream, epoch after epoch; each epoch is a permutation of the samples to train on,
-drawn from (seed, epoch). Global batch `step` is the next `batch_size` of the stream, so every sample comes
-exactly once an epoch, a batch may straddle two epochs, and no tail is dropped. How many ranks share a
-global batch does not matter: each takes its slice. Nothing here grows with the number of samples.
+A batch is the next `batch_size` samples of one bucket, out of the caches in their shares, each cache's
+samples in the order of its stream (see `stream.py`). Which bucket, which cache and which sample follow from
+(streams, shares, seed, step, batch size) alone. How many ranks share a global batch does not matter: each
+takes its slice. Nothing here grows with the number of samples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ids = NDArray[np.int64]
-Words = NDArray[np.uint64]
+from data_tools.cache.interleave import check_weights, interleave
+from data_tools.cache.permutation import Ids, below, keyed, permuted
+from data_tools.cache.stream import Stream
 
-ROUNDS = 6
-"Of the Feistel network; four make it indistinguishable from random (Luby, Rackoff 1988)."
+WINDOWS_KEPT = 2
+"Of sorted samples: the one at hand and, for a thread that reads ahead, the next."
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples of one batch, or of a rank's share of it."""
+
+    cache: Ids
+    "(B,)"
+    bucket: int
+    sample: Ids
+    "(B,): number within the cache's bucket, what `Stream.at` gave."
+    epoch: Ids
+    "(B,): of that stream."
 
 
 @dataclass(frozen=True)
 class Order:
-    num_samples: int
-    "In the cache."
-    held_out: Ids
-    "Samples that are never drawn, ascending."
+    streams: tuple[tuple[Stream | None, ...], ...]
+    "[cache][bucket]; None: that cache has no sample of the bucket."
+    shares: tuple[tuple[int, ...], ...]
+    "[cache][bucket]: how many of the drawn samples come from each stream, relatively; see `mixture_shares`."
     batch_size: int
     "Samples in a global batch: over all ranks and accumulation rounds."
     seed: int
+    group: int = 1
+    """Batches of a window whose samples are sorted by length and cut into batches of like length; 1: none.
+    Each sample still comes once an epoch, and each batch of a window is as likely to be the short one. With
+    block order, the ranks then share their blocks."""
+    lengths: Callable[[Ids, Ids, Ids], Ids] | None = None
+    "(cache (B,), sample (B,), epoch (B,)) → length (B,); with group > 1."
+    _windows: dict[int, Drawn] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_drawn < 1:
-            raise ValueError(f"{self.num_samples} samples, {len(self.held_out)} held out: none to draw")
+        if min(self.batch_size, self.group) < 1:
+            raise ValueError(f"batch size {self.batch_size}, group {self.group}: both are at least 1")
+        given = [[stream is not None for stream in row] for row in self.streams]
+        if [len(row) for row in given] != [len(row) for row in self.shares] or len(set(map(len, given))) != 1:
+            raise ValueError("streams and shares: not one for each cache and bucket")
+        if any(share and not there for row in zip(self.shares, given) for share, there in zip(*row)):
+            raise ValueError("shares: more than 0 where there is no stream")
+        check_weights([sum(row) for row in self.shares])
+        if self.group > 1 and (self.lengths is None or len(given[0]) > 1):
+            raise ValueError(f"group {self.group}: needs lengths, and one bucket; found {len(given[0])}")
 
-    @property
-    def num_drawn(self) -> int:
-        """Samples of one epoch."""
-        return self.num_samples - len(self.held_out)
+    @classmethod
+    def plain(cls, num_samples: int, held_out: Ids, batch_size: int, seed: int) -> "Order":
+        """Global order over the samples of one cache without buckets; `held_out`, ascending, never drawn."""
+        return cls(((Stream(num_samples, held_out, seed),),), ((1,),), batch_size, seed)
 
-    def batch(self, step: int) -> tuple[Ids, Ids]:
-        """Samples of global batch `step` and the epoch each belongs to: (B,), (B,)."""
+    def batch(self, step: int) -> Drawn:
+        """All samples of global batch `step`."""
         return self.share(step, range(self.batch_size))
 
-    def share(self, step: int, positions: range) -> tuple[Ids, Ids]:
-        """The samples at some positions of global batch `step`, and their epochs; no others are made."""
-        position = np.arange(positions.start, positions.stop, dtype=np.int64) + step * self.batch_size
-        epoch, place = np.divmod(position, self.num_drawn)
-        drawn = permuted(place, self.num_drawn, _key(self.seed, epoch))
-        # how many held-out samples stand before the i-th of the others: those with at most i others before
-        before = self.held_out - np.arange(len(self.held_out))
-        return drawn + np.searchsorted(before, drawn, side="right"), epoch
+    def share(self, step: int, positions: range) -> Drawn:
+        """The samples at some positions of global batch `step`; without grouping no others are made."""
+        position = np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
+        per_bucket = [sum(column) for column in zip(*self.shares)]
+        bucket, number = interleave(per_bucket, np.array([step]), keyed(self.seed, "buckets"))
+        if self.group == 1:
+            return self._drawn(int(bucket[0]), np.repeat(number, len(position)), position)
+        window, place = divmod(step, self.group)
+        sorted_at = permuted(np.array([place]), self.group, keyed(self.seed, "batches", window))[0]
+        shuffled = permuted(position, self.batch_size, keyed(self.seed, "positions", step))
+        return _taken(self._sorted(window), sorted_at * self.batch_size + shuffled)
 
-    def choice(self, samples: Ids, epoch: Ids, num_rows: Ids) -> Ids:
-        """Which of its rows (captions, views) each sample shows in that epoch: uniform on 0 … num_rows-1."""
-        state = _mix(_key(self.seed, epoch) ^ _mix(samples.astype(np.uint64)))
-        uniform = (state >> np.uint64(11)) * 2.0**-53  # [0, 1)
-        chosen: Ids = (uniform * num_rows).astype(np.int64)
-        return chosen
+    def _drawn(self, bucket: int, number: Ids, position: Ids) -> Drawn:
+        """The samples at some positions (B,) of some of a bucket's batches, its number-th ones (B,).
+
+        In block order a batch is as many runs of positions, its lanes, as all canonical streams have shares
+        of it: lane i takes every num_lanes-th place of each stream from the i-th on, so that a rank, whose
+        positions are neighbours, reads the blocks of its own canonical streams only.
+        """
+        num_lanes = self._num_lanes()
+        of_lane = self.batch_size // num_lanes
+        lane, turn = np.divmod(position, of_lane)
+        weights = [row[bucket] for row in self.shares]
+        key = keyed(self.seed, "caches", bucket, lane)
+        cache, place = interleave(weights, number * of_lane + turn, key)
+        place = place * num_lanes + lane
+        sample, epoch = np.empty_like(place), np.empty_like(place)
+        for which in np.unique(cache):
+            stream, chosen = self.streams[which][bucket], cache == which
+            assert stream is not None  # its share is not 0
+            sample[chosen], epoch[chosen] = stream.at(place[chosen])
+        return Drawn(cache, bucket, sample, epoch)
+
+    def _num_lanes(self) -> int:
+        """The largest number that divides the batch and every stream's canonical streams; 1: global order."""
+        blocks = [stream.blocks for row in self.streams for stream in row if stream and stream.blocks]
+        return gcd(self.batch_size, *(block.streams for block in blocks)) if blocks else 1
+
+    def _sorted(self, window: int) -> Drawn:
+        """All samples of a window of `group` batches, by length; equal lengths stay as they were drawn."""
+        found = self._windows.get(window)  # another thread may work on it, too: it finds the same
+        if found is None:
+            assert self.lengths is not None
+            item = np.arange(self.group * self.batch_size, dtype=np.int64)
+            number, position = np.divmod(item, self.batch_size)
+            drawn = self._drawn(0, window * self.group + number, position)
+            lengths = self.lengths(drawn.cache, drawn.sample, drawn.epoch)
+            found = self._windows[window] = _taken(drawn, np.argsort(lengths, kind="stable"))
+            for old in list(self._windows)[:-WINDOWS_KEPT]:
+                self._windows.pop(old, None)
+        return found
 
 
-def permuted(place: Ids, size: int, key: Words) -> Ids:
-    """A permutation of 0 … size-1 for each key, at `place`: (B,). Needs no memory for it.
+def choice(seed: int, samples: Ids, epoch: Ids, num_rows: Ids, *, what: str) -> Ids:
+    """Which of its rows each sample shows in that epoch: (B,), uniform on 0 … num_rows-1.
 
-    A Feistel network on the next even number of bits; what falls outside walks on along its cycle until it
-    falls inside (Black, Rogaway 2002), less than four times on average.
+    `what` is what the rows are, "captions" or "views": each is drawn on its own, and all columns that have
+    views show the same one.
     """
-    half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    value = place.astype(np.uint64)
-    outside = np.ones(len(value), dtype=bool)
-    while outside.any():
-        left, right, keys = value[outside] >> half, value[outside] & mask, key[outside]
-        for number in range(ROUNDS):
-            left, right = right, left ^ (_mix(keys + np.uint64(number) ^ _mix(right)) & mask)
-        value[outside] = left << half | right
-        outside = value >= np.uint64(size)
-    return value.astype(np.int64)
+    return below(num_rows, keyed(seed, "choice", what, epoch, samples))
 
 
-def _key(seed: int, epoch: Ids) -> Words:
-    """One word for (seed, epoch); (seed 1, epoch 0) and (seed 0, epoch 1) are unrelated."""
-    return _mix(_mix(np.full(epoch.shape, seed, dtype=np.uint64)) ^ epoch.astype(np.uint64))
-
-
-def _mix(value: Words) -> Words:
-    """SplitMix64's output function (Steele, Lea, Flood 2014) on uint64, wrapping."""
-    with np.errstate(over="ignore"):
-        value = value + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: Words = value ^ (value >> np.uint64(31))
-    return mixed
+def _taken(drawn: Drawn, index: Ids) -> Drawn:
+    return Drawn(drawn.cache[index], drawn.bucket, drawn.sample[index], drawn.epoch[index])
