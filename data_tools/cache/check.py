@@ -9,7 +9,7 @@ part each (reads, hashes and crc32c release the GIL). Memory: the largest object
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_tools.cache.extents import FieldExtents, PartIndex
 from data_tools.cache.fields import Column, Field, finite
-from data_tools.cache.generation import Generation
+from data_tools.cache.generation import load
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, column_folder
 from data_tools.cache.payload import cut_row
@@ -130,9 +130,18 @@ def _known(cache: Cache, faults: list[Fault]) -> _Known:
         except (DataFault, KeyError, TypeError, ValueError) as err:
             faults.append(Fault(name, "declaration", str(err), RESTORE))
             continue
-        columns += [column] if column is not None else []
+        if column is not None:
+            columns.append(column)
+        elif any(_commits_below(cache, name)):  # else a run was stopped before it declared the column
+            faults.append(Fault(name, "declaration", f"columns/{name}/column.json is missing", RESTORE))
     generations = {column.name: _generation(cache, column, faults) for column in columns}
     return _Known(cache, {part.name: part for part in plan}, columns, generations)
+
+
+def _commits_below(cache: Cache, column: str) -> Iterator[str]:
+    """Commit records in any folder of a column, whatever its identity."""
+    for identity in cache.store.names(f"columns/{column}"):
+        yield from cache.store.names(f"columns/{column}/{identity}/commits")
 
 
 def _generation(cache: Cache, column: Column, faults: list[Fault]) -> dict[str, tuple[str, str]]:
@@ -141,10 +150,14 @@ def _generation(cache: Cache, column: Column, faults: list[Fault]) -> dict[str, 
     names = cache.store.names(folder)
     if not names:
         return {}
-    try:
-        latest = Generation.load(cache.store.read(f"{folder}/{names[-1]}"))
-    except (ValueError, KeyError, OSError) as err:
-        faults.append(Fault(column.name, f"generation {names[-1]}", str(err)))
+    latest = None
+    for name in names:  # readers take the last; the others are looked at because they are there
+        try:
+            latest = load(cache, column, f"{folder}/{name}")
+        except (ValueError, KeyError, OSError) as err:
+            faults.append(Fault(column.name, f"generation {name}", str(err)))
+            latest = None
+    if latest is None:
         return {}
     pairs = zip(latest.index.tolist(), latest.index_hash.tolist())
     named = {name.decode(): (i.decode(), h.decode()) for name, (i, h) in zip(latest.part.tolist(), pairs)}
@@ -244,6 +257,8 @@ def _contradictions(column: Column, commit: Commit, index: PartIndex, table: Tab
         extents = index.fields.get(field.name)
         if extents is None or len(extents.offset) != rows:
             yield f"{field.name}: index does not place all {rows} rows"
+    if commit.prompts and index.key_hash.tolist() != _key_hashes(commit.prompts):
+        yield "rows are not those of its prompts"
     if table is None:
         return
     if len({*index.sample_index.tolist()} & {*range(len(table))}) != commit.samples:
@@ -252,7 +267,11 @@ def _contradictions(column: Column, commit: Commit, index: PartIndex, table: Tab
     if commit.samples + len(commit.rejects) != len(table):
         yield f"{commit.samples} samples and {len(commit.rejects)} rejects are not the plan's {len(table)}"
     listed = [table[position] for position in index.sample_index.tolist()]
-    if index.key_hash.tolist() != [xxhash.xxh3_64_intdigest(row["key"].encode()) for row in listed]:
+    if index.key_hash.tolist() != _key_hashes(row["key"] for row in listed):
         yield "keys are not those of the sample table"
     if column.name == "text" and counts.tolist() != [len(row["captions"]) for row in listed]:
         yield "rows are not as many as captions"
+
+
+def _key_hashes(keys: Iterable[str]) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(key.encode()) for key in keys]

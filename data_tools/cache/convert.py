@@ -1,7 +1,8 @@
 """`data-tools convert`: the same cache in another container, stored dtype or part size, as a new cache.
 
-With the dtype unchanged every row keeps its bytes, and its crc32c is compared. Another dtype changes the
-`dtype` of each column's identity and nothing else; a value that it cannot hold stops the conversion.
+Null conditions and cached prompts come along. With the dtype unchanged every row keeps its bytes, and its
+crc32c is compared. Another dtype changes the `dtype` of each column's identity and nothing else; a value that
+it cannot hold stops the conversion.
 """
 
 import json

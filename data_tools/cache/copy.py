@@ -20,7 +20,7 @@ from data_tools.cache.cast import cast
 from data_tools.cache.fields import Column, Row
 from data_tools.cache.generation import publish
 from data_tools.cache.identity import differences
-from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, sealed
+from data_tools.cache.manifest import NULL_PART, PROMPTS, Cache, Commit, Part, sealed
 from data_tools.cache.payload import PartPayload, part_fault
 from data_tools.cache.rows import Container
 from data_tools.cache.store import Store, local_folder
@@ -148,8 +148,7 @@ def copy_columns(
     with tqdm(total=total, unit=" samples", desc="copy", delay=1) as bar:
         for column in columns:
             copier = _ColumnCopier(dest, column, container)
-            if column.has_null and (null := origins[0].cache.commit(copier.source(origins[0]), NULL_PART)):
-                done += copier.null(origins[0], null)
+            done += sum(copier.whole(*found) for found in copier.beside_the_plan(origins))
             start = first = 0
             bar.set_postfix_str(column.name, refresh=False)
             for part in plan:
@@ -177,15 +176,27 @@ class _ColumnCopier:
         assert column is not None, self.column.name
         return column
 
-    def null(self, origin: Origin, commit: Commit) -> bool:
-        """Copy the null condition; False if it is there."""
-        if self.dest.commit(self.column, NULL_PART) is not None:
+    def beside_the_plan(self, origins: Sequence[Origin]) -> Iterator[tuple[Origin, Commit]]:
+        """The null condition of the first origin, and each set of prompts of the first that has it."""
+        chosen = {NULL_PART: origins[0]} if self.column.has_null else {}
+        for origin in origins:
+            sets = (p for p in origin.cache.committed(self.source(origin)) if p.startswith(PROMPTS))
+            chosen = {**dict.fromkeys(sorted(sets), origin), **chosen}
+        for part, origin in chosen.items():
+            if (commit := origin.cache.commit(self.source(origin), part)) is not None:
+                yield origin, commit
+
+    def whole(self, origin: Origin, commit: Commit) -> bool:
+        """Copy a part beside the plan as it is; False if it is there."""
+        if self.dest.commit(self.column, commit.part) is not None:
             return False
         payload = PartPayload.open(origin.cache, self.source(origin), commit)
-        writer = PartWriter(self.dest.store, self.column, NULL_PART, container=self.container)
-        self._add(writer, 0, "", payload, 0)
+        writer = PartWriter(self.dest.store, self.column, commit.part, container=self.container)
+        writer.prompts = commit.prompts
+        for number, key in enumerate(commit.prompts or ("",)):
+            self._add(writer, number, key, payload, number)
         writer.commit()
-        self._prove(NULL_PART, [payload.crc32c(0)], payload.column)
+        self._prove(commit.part, [payload.crc32c(number) for number in range(commit.samples)], payload.column)
         return True
 
     def part(self, part: Part, runs: list[_Run]) -> bool | None:

@@ -2,7 +2,8 @@
 
     DEST/00000000.tar      <key>.json                                       key, captions, place
                            <key>.image_embeds.npy                           (D)
-                           <key>.latents.npy                                (C, h, w)
+                           <key>.latents.npy                                (C, h, w), of its own bucket
+                           <key>.latents.1.npy                              of the second view, and so on
                            <key>.prompt_embeds.npy                          (captions, D)
                            <key>.text_encoder_hidden_states.npy             (tokens of all captions, D)
                            <key>.text_encoder_hidden_states_offsets.npy     (captions + 1) int64
@@ -11,12 +12,15 @@
 
 Fields of `text` always have the leading axis of captions, of one caption too: caption j is `prompt_embeds[j]`
 and `text_encoder_hidden_states[offsets[j] : offsets[j + 1]]`, its words `captions[j]`. Other fields have no
-leading axis, unless the sample has several views. bfloat16 is written as float32 (the same numbers), since
-`.npy` has no bfloat16. Two columns of latents are told apart as `latents@512` and `latents@768`.
+leading axis: the first view stands under the field's plain name, so that who knows of no views reads the same
+rank in every sample; further views are numbered from 1, and may be of other shapes. bfloat16 is written as
+float32 (the same numbers), since `.npy` has no bfloat16. Two columns of latents are told apart by name,
+`latents@512` and `latents@768`.
 
 `<key>` is the sample's key with everything but letters, digits, `_`, `-` and `~` percent-encoded (so no dots
 and no slashes, and it can be undone); a longer one than 150 characters ends in its hash instead. Samples that
-one of the columns lacks are left out. Members are sorted and carry no times: equal caches give equal bytes.
+one of the columns lacks are left out, and so are cached prompts. Members are sorted and carry no times: equal
+caches give equal bytes.
 """
 
 import io
@@ -223,10 +227,10 @@ def _arrays(column: Column, rows: list[Row], names: dict[tuple[str, str], str]) 
         if field.ragged:
             arrays[name] = np.concatenate(values)
             arrays[f"{name}_offsets"] = np.cumsum([0, *map(len, values)]).astype(np.int64)
-        elif column.name == "text" or len(values) > 1:
+        elif column.name == "text":
             arrays[name] = np.stack(values)
         else:
-            arrays[name] = values[0]
+            arrays |= {f"{name}.{view}" if view else name: value for view, value in enumerate(values)}
     return arrays
 
 

@@ -4,15 +4,19 @@ A *column* is what one frozen encoder made. Widths (D, C) come from the models' 
 
 | column      | rows of a sample     | field                          | shape           |
 |-------------|----------------------|--------------------------------|-----------------|
-| `image`     | one (later: views)   | `image_embeds`                 | (D,)            |
+| `image`     | one for each view    | `image_embeds`                 | (D,)            |
 | `text`      | one for each caption | `prompt_embeds`                | (D,)            |
 |             |                      | `text_encoder_hidden_states`   | (n_tokens, D)   |
-| `latents@R` | one (later: views)   | `latents`                      | (C, h, w)       |
+| `latents@R` | one for each view    | `latents`                      | (C, h, w)       |
 
-A dimension given by name differs from row to row; rows of such a field are stored one after the other,
-never padded. bfloat16 is stored as the uint16 with the same bits.
+A dimension given by name differs from row to row: `n_tokens`, and `h` and `w` of a column with buckets. Rows
+of such a field are stored one after the other, never padded. In a batch a first dimension is padded to the
+longest (*ragged*); where a later one differs (*bucketed*), all rows of a batch must have one shape. bfloat16
+is stored as the uint16 with the same bits.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,26 +40,47 @@ class Field:
     dtype: str
     "One of `DTYPES`."
     shape: tuple[int | str, ...]
-    "Of one row. A name stands for a dimension that differs between rows; only the first may."
+    "Of one row. A name stands for a dimension that differs between rows."
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name}: dtype {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
-        assert not any(isinstance(dim, str) for dim in self.shape[1:]), self.shape
 
     @property
     def ragged(self) -> str | None:
-        """Name of the dimension that differs between rows, or None."""
-        return self.shape[0] if isinstance(self.shape[0], str) else None
+        """Name of the first dimension if that is the only one that differs between rows, or None."""
+        return str(self.shape[0]) if self._named == 1 else None
+
+    @property
+    def bucketed(self) -> bool:
+        """True if a later dimension differs between rows: they cannot be padded into one batch."""
+        return self._named > 1
+
+    @property
+    def varies(self) -> bool:
+        """True if any dimension differs between rows: they are stored end to end, with their offsets."""
+        return self._named > 0
 
     @property
     def item_shape(self) -> tuple[int, ...]:
-        """Shape of one entry along the stored array's first axis: a whole row, or one token of it."""
-        return tuple(dim for dim in self.shape if isinstance(dim, int))
+        """Shape of one entry along the stored array's first axis: what follows the last named dimension.
+
+        A whole row where every row has one shape, one token of a ragged row, one value of a (C, h, w) bucket.
+        """
+        return tuple(int(dim) for dim in self.shape[self._named :])
+
+    def items(self, shape: Sequence[int]) -> int:
+        """Entries along the stored array's first axis of a row of this shape."""
+        return math.prod(shape[: self._named])
+
+    @property
+    def _named(self) -> int:
+        """Number of dimensions up to and including the last one given by name."""
+        return max((place for place, dim in enumerate(self.shape, 1) if isinstance(dim, str)), default=0)
 
     @property
     def item_bytes(self) -> int:
-        return int(np.prod(self.item_shape)) * self.storage.itemsize
+        return math.prod(self.item_shape) * self.storage.itemsize
 
     @property
     def storage(self) -> np.dtype[Any]:

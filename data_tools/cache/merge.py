@@ -2,7 +2,8 @@
 
 The samples of the first source come first, then what the second adds, and so on. A sample that several list
 (same key, captions and size) is kept once, from the first that lists it, with its rejects; the same key with
-anything else under it is an error. Null conditions come from the first source.
+anything else under it is an error. Null conditions come from the first source, sets of cached prompts from
+all of them.
 """
 
 from collections.abc import Sequence

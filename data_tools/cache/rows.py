@@ -4,7 +4,7 @@ A container (`zarr_part`; others follow the same protocol) stores the rows by ca
 `put(object name, chunks of bytes)` and says where each row now lies.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +49,22 @@ class PartRows:
 
     def stacked(self, field: Field) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The rows of a field end to end, (items, *item_shape), and the item each begins at, (m+1)."""
-        values = self.values(field)
-        lengths = [len(value) if field.ragged else 1 for value in values]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        values, item_shape = self.values(field), field.item_shape
+        starts = row_starts(field, self.rows)
         if not values:
-            return np.zeros((0, *field.item_shape), dtype=field.storage), starts
-        return np.concatenate(values) if field.ragged else np.stack(values), starts
+            return np.zeros((0, *item_shape), dtype=field.storage), starts
+        return np.concatenate([value.reshape(-1, *item_shape) for value in values]), starts
+
+
+def row_starts(field: Field, rows: Sequence[Row]) -> NDArray[np.int64]:
+    """With rows end to end: the item (entry along the first axis) each begins at, and the end, (m+1)."""
+    return np.cumsum([0, *(field.items(row[field.name].shape) for row in rows)]).astype(np.int64)
+
+
+def row_shapes(field: Field, rows: Sequence[Row]) -> NDArray[np.int32]:
+    """The shape of each row of a field, (m, number of its dimensions)."""
+    shapes = [row[field.name].shape for row in rows]
+    return np.array(shapes, dtype=np.int32).reshape(len(rows), len(field.shape))
 
 
 class Container(Protocol):

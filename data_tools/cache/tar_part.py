@@ -3,12 +3,20 @@
 USTAR, names sorted, no times or owners, two zero blocks at the end, so equal rows give equal bytes. Rows of
 one block (all fields, one webdataset sample):
 
-    00000032.json                                   column, part, identity; keys: the sample of each row
+    00000032.json                                   column, part, identity; dtype of each field, since `.npy`
+                                                    has no bfloat16; keys: the sample of each row
     00000032.latents.npy                            (block, *shape)
     00000032.text_encoder_hidden_states.npy         (items of all rows end to end, D)
     00000032.text_encoder_hidden_states_offsets.npy (block + 1)
 
-With `block` 1 there is one row in each webdataset sample, without the leading axis and without offsets.
+Latents of several bucket shapes stand end to end too:
+
+    00000032.latents.npy                            (values of all rows)
+    00000032.latents_offsets.npy                    (block + 1)
+    00000032.latents_shape.npy                      (block, 3): C, h, w of each row
+
+With `block` 1 there is one row in each webdataset sample, of its own shape: without the leading axis, without
+offsets and shapes.
 """
 
 import io
@@ -21,8 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.cache.fields import Field
-from data_tools.cache.rows import PartRows, Placement, Put
+from data_tools.cache.fields import Field, Row
+from data_tools.cache.rows import PartRows, Placement, Put, row_shapes, row_starts
 
 SUFFIX = ".tar"
 BLOCK_BYTES = 2_500_000
@@ -59,13 +67,14 @@ def _fitting_block(rows: PartRows) -> int:
 def _tar(rows: PartRows, block: int, offsets: dict[str, list[int]]) -> Iterator[bytes]:
     """The tar's bytes; fills `offsets` with the byte at which each row starts."""
     row_keys = np.repeat(np.array(rows.keys, dtype=object), np.diff(rows.row_offsets)).tolist()
+    dtypes = {field.name: field.dtype for field in rows.fields}
     position = 0
     for start in range(0, len(rows.rows), block):
         chosen = slice(start, start + block)
-        about = {**rows.about, "keys": row_keys[chosen]}
+        about = {**rows.about, "dtype": dtypes, "keys": row_keys[chosen]}
         members: dict[str, Member] = {"json": (json.dumps(about, ensure_ascii=False).encode(), [])}
         for field in rows.fields:
-            members |= _members(field, [row[field.name] for row in rows.rows[chosen]], single=block == 1)
+            members |= _members(field, rows.rows[chosen], single=block == 1)
         for extension, (head, payloads) in sorted(members.items()):
             size = len(head) + sum(map(len, payloads))
             yield _header(f"{start:08d}.{extension}", size)
@@ -82,16 +91,21 @@ def _tar(rows: PartRows, block: int, offsets: dict[str, list[int]]) -> Iterator[
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _members(field: Field, values: list[NDArray[Any]], *, single: bool) -> dict[str, Member]:
-    """Extension → member, for one field of one block."""
-    lengths = [len(value) if field.ragged else 1 for value in values]
-    payloads = [np.ascontiguousarray(value).tobytes() for value in values]
-    shape = values[0].shape if single else (sum(lengths), *field.item_shape)
-    members = {f"{field.name}.npy": (_npy_header(shape, field.storage), payloads)}
-    if field.ragged and not single:
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
-        members[f"{field.name}_offsets.npy"] = (_npy_header(starts.shape, starts.dtype), [starts.tobytes()])
+def _members(field: Field, rows: list[Row], *, single: bool) -> dict[str, Member]:
+    """Extension → member, for one field of the rows of one block."""
+    starts = row_starts(field, rows)
+    payloads = [row[field.name].tobytes() for row in rows]
+    shape = rows[0][field.name].shape if single else (int(starts[-1]), *field.item_shape)
+    members: dict[str, Member] = {f"{field.name}.npy": (_npy_header(shape, field.storage), payloads)}
+    if field.varies and not single:
+        members[f"{field.name}_offsets.npy"] = _member(starts)
+    if field.bucketed and not single:
+        members[f"{field.name}_shape.npy"] = _member(row_shapes(field, rows))
     return members
+
+
+def _member(value: NDArray[Any]) -> Member:
+    return _npy_header(value.shape, value.dtype), [value.tobytes()]
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:

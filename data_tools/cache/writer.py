@@ -7,6 +7,7 @@ about 110 MB, a decoder part at 768 px 151 MB), and its largest field once more 
 
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 
 import numpy as np
 import xxhash
@@ -15,7 +16,7 @@ from data_tools.cache.extents import FieldExtents, PartIndex, crc32c
 from data_tools.cache.fields import Column, Row
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import Commit, Object, column_folder, sealed
-from data_tools.cache.rows import Container, PartRows, Placement
+from data_tools.cache.rows import Container, PartRows, Placement, row_shapes
 from data_tools.cache.store import Store
 from data_tools.cache.zarr_part import ZarrPart
 from data_tools.sources import Sample
@@ -30,6 +31,7 @@ class PartWriter:
         self.store, self.column, self.part = store, column, part
         self.container = container or ZarrPart()
         self.encode_seconds = 0.0
+        self.prompts: tuple[str, ...] = ()
         self._samples: dict[int, tuple[str, list[Row]]] = {}
         self._rejects: list[dict[str, str]] = []
         self._objects: list[Object] = []
@@ -51,14 +53,29 @@ class PartWriter:
         self._rejects.append({"key": sample.key, "reason": reason, "place": sample.place})
 
     def commit(self) -> bool:
-        """Write everything, then the commit record. False if another writer has committed this part."""
+        """Write everything, then the commit record. False if another writer has committed this part.
+
+        What was written for nothing, because the place failed or another writer was first, is removed again.
+        """
+        try:
+            record = self._write()
+        except BaseException:
+            self._discard()
+            raise
+        # from here on the objects may be named by a record, even if this raises
+        created = self.store.create(f"{column_folder(self.column)}/commits/{self.part}.json", sealed(record))
+        if not created:
+            self._discard()
+        return created
+
+    def _write(self) -> Commit:
         about = {"column": self.column.name, "part": self.part, "identity": digest(self.column.identity)}
         rows = self._part_rows(about)
         name = f"{column_folder(self.column)}/parts/{self.part}-{self._attempt}"
         placements = self.container.write(self._put, name, rows)
         index = _index(rows, placements)
         self._put(f"{name}.npz", [index.dump()])
-        record = Commit(
+        return Commit(
             **about,
             attempt=self._attempt,
             samples=len(rows.keys),
@@ -68,8 +85,14 @@ class PartWriter:
             objects=tuple(self._objects),
             rejects=tuple(self._rejects),
             encode_seconds=round(self.encode_seconds, 3),
+            prompts=self.prompts,
         )
-        return self.store.create(f"{column_folder(self.column)}/commits/{self.part}.json", sealed(record))
+
+    def _discard(self) -> None:
+        for item in self._objects:
+            with suppress(OSError):  # what cannot be removed now is left to `data-tools gc`
+                self.store.remove(item.name)
+        self._objects.clear()
 
     def _part_rows(self, about: dict[str, str]) -> PartRows:
         order = sorted(self._samples)
@@ -102,11 +125,10 @@ def _index(rows: PartRows, placements: dict[str, Placement]) -> PartIndex:
     """The extent index: the container's placements, and each row's shape and checksum."""
     fields = {}
     for field in rows.fields:
-        values = rows.values(field)
         fields[field.name] = FieldExtents(
             **vars(placements[field.name]),
-            shape=np.array([v.shape for v in values], dtype=np.int32).reshape(len(values), len(field.shape)),
-            crc32c=np.array([crc32c(value) for value in values], dtype=np.uint32),
+            shape=row_shapes(field, rows.rows),
+            crc32c=np.array([crc32c(value) for value in rows.values(field)], dtype=np.uint32),
         )
     hashes = [xxhash.xxh3_64_intdigest(key.encode()) for key in rows.keys]
     return PartIndex(rows.sample_index, np.array(hashes, dtype=np.uint64), rows.row_offsets, fields)

@@ -4,6 +4,15 @@ Written by hand after the zarr v3 specification and its `sharding_indexed` and `
 of every row is known without reading anything back, and a shard is written chunk by chunk. Any zarr v3
 library opens the result (`tests/data_tools/test_zarr_part.py`).
 
+With n samples and m rows:
+
+    sample_index (n)             int32   position of the sample in the part's sample table
+    row_offsets (n+1)            int64   sample i owns rows row_offsets[i] … row_offsets[i+1]-1
+    <field> (m, *shape)                  attribute `dtype`; bfloat16 is in uint16
+    <field> (items, *item_shape)         where shapes differ: rows end to end, (T, D) or flat of (C, h, w)
+    <field>_offsets (m+1)        int64   then row j is items offsets[j] … offsets[j+1]-1
+    <field>_shape (m, ndim)      int32   and, where more than the first dimension differs, has this shape
+
 A shard is its inner chunks in order, each followed by the crc32c of its bytes, then the shard index:
 (offset, length) of each chunk as little-endian uint64, and the index's own crc32c. Chunks are never
 compressed (fp16 embeddings keep 92–94 % of their size) and always written, also where all zero.
@@ -20,7 +29,7 @@ from numpy.typing import NDArray
 
 from data_tools.cache.fields import Field
 from data_tools.cache.manifest import dump
-from data_tools.cache.rows import PartRows, Placement, Put
+from data_tools.cache.rows import PartRows, Placement, Put, row_shapes
 
 CHUNK_BYTES = 2_500_000
 "Size that inner chunks stay under, unless one item is larger."
@@ -42,11 +51,13 @@ class ZarrPart:
 
 
 def _put_field(put: Put, group: str, field: Field, rows: PartRows) -> Placement:
-    """All rows of a field as one array, ragged ones end to end."""
+    """All rows of a field as one array, end to end where their shapes differ, and what tells them apart."""
     items, starts = rows.stacked(field)
     grid = _put_array(put, f"{group}/{field.name}", items, {"dtype": field.dtype})
-    if field.ragged:
+    if field.varies:
         _put_array(put, f"{group}/{field.name}_offsets", starts, {})
+    if field.bucketed:
+        _put_array(put, f"{group}/{field.name}_shape", row_shapes(field, rows.rows), {})
     return Placement(
         object=f"{group}/{field.name}/{shard_key(field.item_shape)}",
         chunk_bytes=grid.chunk_bytes,
@@ -73,9 +84,10 @@ class ChunkGrid:
 
     @property
     def chunk_items(self) -> int:
-        """Items in each inner chunk: a power of two, at most what the array holds."""
-        most = max(1, CHUNK_BYTES // self.item_bytes)
-        return max(1, min(1 << int(math.log2(most)), self.items))
+        """Items in each inner chunk: what a power of two holds, shared out so that few are padding."""
+        most = 1 << int(math.log2(max(1, CHUNK_BYTES // self.item_bytes)))
+        chunks = max(1, math.ceil(self.items / most))
+        return max(1, math.ceil(self.items / chunks))
 
     @property
     def num_chunks(self) -> int:

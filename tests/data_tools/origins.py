@@ -7,12 +7,15 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import xxhash
 
-from data_tools.cache.manifest import Cache
+from data_tools.cache.fields import Row
+from data_tools.cache.manifest import PROMPTS, Cache
 from data_tools.cache.payload import PartPayload
 from data_tools.cache.store import open_store
+from data_tools.cache.writer import PartWriter
 from tests.data_tools import caches
-from tests.data_tools.caches import Listed, Made, build, listed
+from tests.data_tools.caches import Listed, Made, build, listed, random_row
 
 
 def build_of(
@@ -23,6 +26,21 @@ def build_of(
     chosen = Listed(tuple(replace(every[number], **(changes or {})) for number in numbers))
     with patch.object(caches, "listed", lambda _: chosen):
         return build(root, **options)
+
+
+def add_prompts(root: Path, prompts: Sequence[str], *, seed: int = 0) -> dict[str, list[Row]]:
+    """Random rows for a set of cached prompts, as `precompute --prompts` would commit them."""
+    cache, rng = opened(root), np.random.default_rng(seed)
+    column = cache.column("text")
+    assert column is not None
+    rows = {prompt: [random_row(column, rng)] for prompt in prompts}
+    name = PROMPTS + xxhash.xxh3_64_hexdigest("\n".join(prompts).encode())[:8]
+    writer = PartWriter(cache.store, column, name)
+    writer.prompts = tuple(prompts)
+    for number, prompt in enumerate(prompts):
+        writer.add(number, prompt, rows[prompt])
+    assert writer.commit()
+    return rows
 
 
 def opened(root: Path) -> Cache:
@@ -38,8 +56,25 @@ def sums(root: Path) -> dict[tuple[str, str], dict[str, list[int]]]:
         keys = {part.name: [row["key"] for row in cache.table(part)] for part in cache.plan()}
         for part, commit in cache.commits(column).items():
             payload = PartPayload.open(cache, column, commit)
+            listed = keys.get(part, commit.prompts or ("",))
             for number, position in enumerate(payload.index.sample_index.tolist()):
-                found[name, keys[part][position] if part in keys else ""] = payload.crc32c(number)
+                found[name, listed[position]] = payload.crc32c(number)
+    return found
+
+
+def stored(root: Path) -> Made:
+    """Everything committed in a cache, cut out of whole parts; keyed as `build` keys it, prompts by text."""
+    cache, found = opened(root), Made()
+    for name in cache.column_names():
+        column = cache.column(name)
+        assert column is not None
+        keys = {part.name: [row["key"] for row in cache.table(part)] for part in cache.plan()}
+        found[name] = {}
+        for part, commit in cache.commits(column).items():
+            payload = PartPayload.open(cache, column, commit)
+            listed = keys.get(part, commit.prompts or ("",))
+            for number, position in enumerate(payload.index.sample_index.tolist()):
+                found[name][listed[position]] = payload.rows(number)
     return found
 
 

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import xxhash
 
+from data_tools.cache import convert, merge
+from data_tools.cache.convert import ConvertOptions
 from data_tools.cache.fields import DTYPES, Field, finite
+from data_tools.cache.generation import publish
 from data_tools.cache.manifest import Cache
+from data_tools.cache.merge import MergeOptions
 from data_tools.cache.plan import plan_source
 from data_tools.cache.reader import CacheReader
 from data_tools.cache.store import LocalStore
+from data_tools.cache.tar_part import TarPart
 from data_tools.cache.writer import PartWriter
 from data_tools.errors import UserError
-from tests.data_tools.caches import COLUMNS, D, build, column, listed
+from tests.data_tools.caches import BUCKETS, COLUMNS, D, build, column, listed
 
 
 def planned(root: Path, name: str = "image") -> LocalStore:
@@ -154,12 +159,24 @@ def test_a_field_of_an_unknown_dtype_cannot_be_declared() -> None:
 
 
 def test_nothing_in_a_cache_says_where_it_was_made(tmp_path: Path) -> None:
-    build(tmp_path / "somewhere-special")
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert b"somewhere-special" not in data, path
-            assert str(tmp_path).encode() not in data, path
+    """Neither JSON, extent indices and generations (uncompressed npz) nor the headers of tars and arrays."""
+    here = tmp_path / "somewhere-special"
+    build(here / "zarr", buckets=BUCKETS, views=2)
+    build(here / "tar", container=TarPart(4))
+    for name in ("zarr", "tar"):
+        cache = Cache.open(LocalStore(here / name))
+        for about in map(cache.column, COLUMNS):
+            assert about is not None
+            publish(cache, about, cache.plan())
+    cache = Cache.open(LocalStore(here / "tar"))
+    convert.convert(cache, LocalStore(here / "converted"), ConvertOptions(format="zarr"))
+    merge.merge([cache], LocalStore(here / "merged"), MergeOptions(part_size=3))
+    files = [path for path in here.rglob("*") if path.is_file()]
+    assert {".json", ".jsonl", ".npz", ".tar", ""} <= {path.suffix for path in files}
+    for path in files:
+        data = path.read_bytes()
+        for word in (str(tmp_path), "somewhere-special", tmp_path.name, str(Path.home())):
+            assert word.encode() not in data, (path, word)
 
 
 def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
