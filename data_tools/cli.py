@@ -58,8 +58,8 @@ def cli() -> None:
 def inspect(cache: str, as_json: bool) -> None:
     """Columns, counts, bytes, identities, token lengths, shapes and rejects of a cache.
 
-    Answers at once: reads the plan and commit records; for the histograms also extent indices, of at most 64
-    parts a column spread evenly (it says when it has not counted all).
+    Answers at once: reads the plan and each column's latest generation, and of what was committed since the
+    commit records and extent indices.
     """
     from data_tools.cache import report
 
@@ -106,7 +106,8 @@ def gc(cache: str, older_than: float, dry_run: bool) -> None:
     """Remove what no plan, declaration or commit record names.
 
     Attempts that were never committed or were replaced by a repair, files of killed writers, sample tables of
-    no plan, and columns of another identity than the declared one. For caches in a local folder.
+    no plan, all but the two newest generations, and what a column was before it was made anew (from that
+    moment --older-than counts: give more than your longest training run). For caches in a local folder.
     """
     from data_tools.cache import gc
     from data_tools.cache.report import human_bytes

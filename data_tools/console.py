@@ -1,5 +1,6 @@
 """What every command shares: flags with dashes or underscores, one-line errors, exit codes."""
 
+import errno
 import os
 import re
 import sys
@@ -14,6 +15,10 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+
+
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"Errors that are faults, not mistakes: a full or a broken disk."
 
 
 def run(command: click.Command) -> NoReturn:
@@ -41,7 +46,7 @@ def run(command: click.Command) -> NoReturn:
         if err.errno is None:  # raised by a library for something else
             raise
         place = err.filename or "a file that was being written or read"
-        _stop(f"{place}: {(err.strerror or str(err)).lower()}", 2)
+        _stop(f"{place}: {(err.strerror or str(err)).lower()}", 1 if err.errno in OF_THE_MACHINE else 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -36,6 +36,14 @@ def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tu
     return wanted
 
 
+def _check_redo(redo: tuple[str, ...], wanted: tuple[str, ...], repair: bool) -> None:
+    for name in redo:
+        if name not in wanted:
+            raise UserError(f"--redo: found {name!r}, wanted a column of this run: {', '.join(wanted)}")
+    if redo and repair:
+        raise UserError("--redo: makes a column anew, --repair mends it as it was; give one of them")
+
+
 def _device(name: str | None) -> str:
     """The device asked for, or the best there is. Raises `UserError` for one that is not there."""
     import torch
@@ -137,6 +145,19 @@ def _device(name: str | None) -> str:
     help="Decode pictures.",
 )
 @click.option("--device", metavar="NAME", help="[default: cuda if there is one, else cpu]")
+@click.option(
+    "--prompts",
+    default="",
+    metavar="FILE",
+    help="Also encode these prompts, one a line, so that trainers can draw them without CLIP.",
+)
+@click.option(
+    "--redo",
+    multiple=True,
+    metavar="COLUMN",
+    help="Make a column anew that was made otherwise; the old one stays in use until the new one is whole. "
+    "May be given several times.",
+)
 @click.option("--repair", is_flag=True, help="Check every byte of the cache first and redo damaged parts.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 def precompute(
@@ -157,6 +178,8 @@ def precompute(
     batch_size: int,
     workers: int,
     device: str | None,
+    prompts: str,
+    redo: tuple[str, ...],
     repair: bool,
     dry_run: bool,
 ) -> None:
@@ -168,6 +191,9 @@ def precompute(
     precompute --data pictures/ --cache shards/ --resolution 768
     """
     wanted = _wanted(columns, resolution)
+    _check_redo(redo, wanted, repair)
+    if prompts and "text" not in wanted:
+        raise UserError(f"--prompts: wants the column text, and --columns is {','.join(wanted)}")
     from precompute.options import EncoderOptions, RunOptions
     from precompute.run import run
 
@@ -194,6 +220,8 @@ def precompute(
         format=format,
         tar_block=tar_block,
         repair=repair,
+        redo=redo,
+        prompts=prompts,
         encoders=encoders,
     )
     click.echo(run(options, dry_run=dry_run))

@@ -1,5 +1,6 @@
 """What a run would do: the text behind `--dry-run`. No weights are loaded; FLOPs are counted on "meta"."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from precompute.encoders import Encoder, ImageEncoder, TextEncoder
 
 
 def describe(
-    source: Source, plan: list[Part], work: list[tuple[Part, list[Encoder]]], encoders: list[Encoder]
+    source: Source,
+    plan: list[Part],
+    work: list[tuple[Part, list[Encoder]]],
+    encoders: list[Encoder],
+    sets: Mapping[str, Sequence[str]],
 ) -> str:
-    """Parts and samples to do, bytes to write and encoder FLOPs, for each column."""
+    """Parts and samples to do, bytes to write and encoder FLOPs, for each column; and sets of prompts."""
     captions = [caption for sample in source for caption in sample.captions]
     samples = sum(part.samples for part in plan)
     lines = [f"{samples} samples and {len(captions)} captions in {len(plan)} parts", ""]
@@ -27,6 +32,7 @@ def describe(
         written, flops = _costs(encoder, count, share, tokens)
         size = human_bytes(written)
         lines.append(f"{encoder.column.name:<14}{len(todo):>12}{count:>10}{size:>12}{flops / 1e12:>12.4g}")
+    lines += [f"and {len(texts)} prompts as {part}" for part, texts in sets.items()]
     return "\n".join([*lines, "", "nothing was written (--dry-run)"])
 
 

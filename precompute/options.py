@@ -42,4 +42,8 @@ class RunOptions:
     "Rows in each member of a tar; 0: as fits."
     repair: bool
     "Check the bytes of every committed part and redo the damaged ones."
+    redo: tuple[str, ...]
+    "Columns to make anew in the place of one of another identity."
+    prompts: str
+    "A text file of prompts to encode into the text column, one a line; empty: none."
     encoders: EncoderOptions

@@ -106,24 +106,34 @@ def _encode_pictures(
 def _encode_texts(
     samples: Sequence[Sample], encoder: TextEncoder, writer: PartWriter, batch_size: int, progress: Progress
 ) -> None:
-    """Encode every caption of a part at its own length, equal ones once."""
-    captions = list(dict.fromkeys(caption for sample in samples for caption in sample.captions))
-    by_length: dict[int, list[tuple[str, list[int]]]] = {}
-    for caption, ids in zip(captions, encoder.tokenize(captions)):
-        by_length.setdefault(len(ids), []).append((caption, ids))
-    progress.truncated += sum(encoder.truncates(c) for c, _ in by_length.get(encoder.max_length, []))
-    rows: dict[str, Row] = {}
+    """Encode every caption of a part."""
     started = time.perf_counter()
-    for _, group in sorted(by_length.items()):
-        for start in range(0, len(group), batch_size):
-            texts, ids_of_batch = zip(*group[start : start + batch_size])
-            rows.update(zip(texts, encoder.encode(list(ids_of_batch))))
+    captions = [caption for sample in samples for caption in sample.captions]
+    rows = encode_captions(captions, encoder, batch_size, progress)
     writer.encode_seconds += time.perf_counter() - started
     for index, sample in enumerate(samples):
         if sample.captions:
             _add(writer, index, sample, [rows[caption] for caption in sample.captions])
         else:
             writer.reject(sample, "no caption")
+
+
+@torch.inference_mode()
+def encode_captions(
+    captions: Sequence[str], encoder: TextEncoder, batch_size: int, progress: Progress
+) -> dict[str, Row]:
+    """The row of each caption, encoded at its own length, equal ones once."""
+    captions = list(dict.fromkeys(captions))
+    by_length: dict[int, list[tuple[str, list[int]]]] = {}
+    for caption, ids in zip(captions, encoder.tokenize(captions)):
+        by_length.setdefault(len(ids), []).append((caption, ids))
+    progress.truncated += sum(encoder.truncates(c) for c, _ in by_length.get(encoder.max_length, []))
+    rows: dict[str, Row] = {}
+    for _, group in sorted(by_length.items()):
+        for start in range(0, len(group), batch_size):
+            texts, ids_of_batch = zip(*group[start : start + batch_size])
+            rows.update(zip(texts, encoder.encode(list(ids_of_batch))))
+    return rows
 
 
 def _add(writer: PartWriter, index: int, sample: Sample, rows: list[Row]) -> None:

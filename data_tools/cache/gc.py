@@ -1,9 +1,12 @@
 """`data-tools gc`: what no plan, declaration or commit record names, and nothing has written to for a while.
 
 Removed are attempts that were never committed (or whose commit record a repair has withdrawn), `.tmp-` files
-of killed writers, sample tables of no plan, and columns whose identity is not the declared one any more. What
-a commit record of a declared column names is never touched, nor is anything that has no place in the format.
-An unreadable plan, declaration or commit record stops it before anything is removed.
+of killed writers, sample tables of no plan, generations that two newer ones cover, and the files of
+identities that a column neither has nor is being redone to. What a commit record of a declared column, or of
+a redo that is under way, names is never touched, nor is anything that has no place in the format. An
+unreadable plan, declaration or commit record stops it before anything is removed.
+
+The age of an identity that was replaced counts from the moment of that: a trainer may still read it.
 """
 
 import json
@@ -11,18 +14,22 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from data_tools.cache.identity import digest
-from data_tools.cache.manifest import SEAL, Cache, dump
+from data_tools.cache import redo
+from data_tools.cache.fields import Column
+from data_tools.cache.generation import NUMBER
+from data_tools.cache.manifest import SEAL, Cache, column_folder, dump
 from data_tools.cache.store import local_folder
 from data_tools.errors import DataFault, UserError
 
 TEMPORARY = ".tmp-"
+KEPT_GENERATIONS = 2
+"The newest, and the one that a reader may be about to open."
 
 
 @dataclass(frozen=True)
@@ -76,22 +83,41 @@ def find(cache: Cache, root: Path) -> Iterator[Garbage]:
             yield _garbage([path], "sample table of no plan")
     gone: set[Path] = set()
     for name in cache.column_names():
-        column = cache.column(name)
-        if column is None:
-            continue  # not declared yet: whose it is cannot be known
-        kept = digest(column.identity)[:12]
-        for folder in _entries(root / "columns" / name):
-            if folder.is_dir() and not folder.is_symlink() and folder.name != kept:
-                gone.add(folder)
-                yield _garbage([folder], f"another identity than the declared {kept}", name)
-        for garbage in _orphans(cache, root / "columns" / name / kept / "parts", name):
+        for garbage in _of_column(cache, root, name):
             gone |= {*garbage.paths}
             yield garbage
     for top in (root, root / "plans", root / "samples", root / "columns"):
         yield from _temporary(top, gone, deep=top.name == "columns" and top != root)
 
 
-def _orphans(cache: Cache, parts: Path, column: str) -> Iterator[Garbage]:
+def _of_column(cache: Cache, root: Path, name: str) -> Iterator[Garbage]:
+    kept = {Path(column_folder(column)).name: column for column in _made(cache, name)}
+    if not kept:
+        return  # not declared yet: whose it is cannot be known
+    replaced = (root / "columns" / name / "column.json").stat().st_mtime
+    for folder in _entries(root / "columns" / name):
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        if folder.name not in kept:
+            found = _garbage([folder], f"another identity than the declared {next(iter(kept))}", name)
+            yield replace(found, newest=max(found.newest, replaced))
+            continue
+        yield from _orphans(cache, folder / "parts", kept[folder.name])
+        generations = [path for path in _entries(folder / "generations") if NUMBER.fullmatch(path.name)]
+        for path in sorted(generations, key=lambda path: int(path.stem))[:-KEPT_GENERATIONS]:
+            yield _garbage([path], "generation that newer ones cover")
+
+
+def _made(cache: Cache, name: str) -> list[Column]:
+    """The declared column, and what a redo that is under way makes of it. None if it is not declared."""
+    declared = cache.column(name)
+    if declared is None:
+        return []
+    made = redo.pending(cache, name)
+    return [declared] if made is None else [declared, made]
+
+
+def _orphans(cache: Cache, parts: Path, column: Column) -> Iterator[Garbage]:
     """Attempts in a column's folder that no commit record names."""
     committed = _attempts(cache, column)
     attempts: dict[str, list[Path]] = {}
@@ -100,26 +126,25 @@ def _orphans(cache: Cache, parts: Path, column: str) -> Iterator[Garbage]:
             attempts.setdefault(path.stem, []).append(path)
     for stem, paths in attempts.items():
         if stem not in committed:
-            yield _garbage(paths, "attempt that no commit record names", column)
+            yield _garbage(paths, "attempt that no commit record names", column.name)
 
 
 def _named_by_now(cache: Cache, garbage: Garbage) -> bool:
     """True for an attempt that was committed, or an identity that was declared, after it was found."""
-    column = cache.column(garbage.column) if garbage.column else None
-    if column is None:
+    if not garbage.column:
         return False
     path = garbage.paths[0]
+    made = {Path(column_folder(column)).name: column for column in _made(cache, garbage.column)}
     if path.parent.name != "parts":
-        return path.name == digest(column.identity)[:12]
+        return path.name in made
     part, _, attempt = path.stem.rpartition("-")
-    commit = cache.commit(column, part)
+    column = made.get(path.parents[1].name)
+    commit = cache.commit(column, part) if column is not None else None
     return commit is not None and commit.attempt == attempt
 
 
-def _attempts(cache: Cache, name: str) -> set[str]:
+def _attempts(cache: Cache, column: Column) -> set[str]:
     """Stems, `<part>-<attempt>`, of all objects (the index is one) that a column's commit records name."""
-    column = cache.column(name)
-    assert column is not None, name
     files = {item.name for commit in cache.commits(column).values() for item in commit.objects}
     tops = {file.split("/parts/", 1)[-1].split("/", 1)[0] for file in files}
     return {Path(top).stem for top in tops}

@@ -4,13 +4,15 @@
     plans/000001.json                              `Plan`: which samples make which part
     samples/part-00000-<attempt>.jsonl             one line a sample, in the part's order
     columns/<column>/column.json                   `Column` (`data_tools.cache.fields`)
+    columns/<column>/redo.json                     `Column` to take its place (`data_tools.cache.redo`)
     columns/<column>/<identity>/commits/<part>.json            `Commit`, written last
     columns/<column>/<identity>/parts/<part>-<attempt>.zarr/   a plain zarr v3 group
     columns/<column>/<identity>/parts/<part>-<attempt>.npz     its extent index (`data_tools.cache.extents`)
 
 <identity> is the first 12 hex digits of the column's identity. Besides the plan's parts a column has a
-part `null`: the condition that the pipelines use for classifier-free guidance. Readers trust commit
-records only; a file that none of them names does not count. There is no absolute path anywhere.
+part `null`, the condition that the pipelines use for classifier-free guidance, and `text` may have parts
+`prompts-<8 hex digits>`, each a set of prompts for validation. Readers trust commit records only; a file
+that none of them names does not count. There is no absolute path anywhere.
 """
 
 import json
@@ -26,7 +28,11 @@ from data_tools.errors import DataFault, UserError
 
 VERSION = 1
 NULL_PART = "null"
+PROMPTS = "prompts-"
+"Beginning of the names of the parts that hold prompts; their hash follows."
 PLAN = "plans/000001.json"
+HEADER = {"format": "kandinsky-cache", "version": VERSION}
+"Of `cache.json`."
 SEAL = "xxh3_128"
 "Key of the hash that plan, column declarations and commit records carry of themselves."
 
@@ -73,11 +79,13 @@ class Commit:
     "key, reason and place of each sample that this column cannot have."
     encode_seconds: float = 0.0
     "Seconds the encoder worked on it."
+    prompts: tuple[str, ...] = ()
+    "What a part of prompts holds, one a row; empty for any other part."
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Commit":
-        objects = tuple(Object(**item) for item in data["objects"])
-        return cls(**{**data, "objects": objects, "rejects": tuple(data["rejects"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("rejects", "prompts")}
+        return cls(**{**data, **lists, "objects": tuple(Object(**item) for item in data["objects"])})
 
 
 @dataclass
@@ -91,7 +99,8 @@ class Cache:
     def open(cls, store: Store, *, flag: str = "--cache") -> "Cache":
         """Raises `UserError` if there is no cache or one of another format version."""
         try:
-            header = json.loads(store.read("cache.json"))
+            data = store.read("cache.json")
+            header = json.loads(data)
         except FileNotFoundError:
             raise UserError(f"{flag}: {store.url} is not a cache (it has no cache.json)") from None
         except (ValueError, NotADirectoryError):
@@ -99,17 +108,19 @@ class Cache:
         version = header.get("version") if isinstance(header, dict) else None
         if version != VERSION:
             raise UserError(f"{flag}: {store.url} has format version {version}, this program reads {VERSION}")
+        if data != dump(HEADER):
+            raise DataFault(f"{store.url}/cache.json: has changed bytes, wanted {json.dumps(HEADER)}")
         return cls(store)
 
     def plan(self) -> list[Part]:
         """The parts, in order. Raises `UserError` while nothing has been planned."""
         if self.store.size(PLAN) is None:
             raise UserError(f"--cache: {self.store.url} has no plan yet; run precompute")
-        return [Part(**part) for part in self._json(PLAN)["parts"]]
+        return [Part(**part) for part in self.read_json(PLAN)["parts"]]
 
     def part_size(self) -> int:
         """Samples in each part but the last."""
-        return int(self._json(PLAN)["part_size"])
+        return int(self.read_json(PLAN)["part_size"])
 
     def column_names(self) -> list[str]:
         return self.store.names("columns")
@@ -120,8 +131,15 @@ class Cache:
             path = f"columns/{name}/column.json"
             if self.store.size(path) is None:
                 return None
-            self._columns[name] = Column.from_json(self._json(path))
+            column = Column.from_json(self.read_json(path))
+            if column.name != name:
+                raise DataFault(f"{self.store.url}/{path}: is the declaration of column {column.name}")
+            self._columns[name] = column
         return self._columns[name]
+
+    def forget(self, name: str) -> None:
+        """Read the declaration of a column again when it is next asked for."""
+        self._columns.pop(name, None)
 
     def declare(self, column: Column) -> None:
         """Add a column, or put it in the place of one of another identity that holds nothing yet.
@@ -133,22 +151,32 @@ class Cache:
             self.store.create(path, sealed(column.to_json()))
         elif found.identity != column.identity:
             self.store.put(path, [sealed(column.to_json())])
-        self._columns.pop(column.name, None)
+        self.forget(column.name)
 
     def is_empty(self, column: Column) -> bool:
         """True if nothing of a column has been committed."""
-        return not self.store.names(f"{column_folder(column)}/commits")
+        return not self.committed(column)
+
+    def committed(self, column: Column) -> set[str]:
+        """Names of the parts of a column that are committed; their records are listed, not read."""
+        names = self.store.names(f"{column_folder(column)}/commits")
+        return {name.removesuffix(".json") for name in names}
 
     def commit(self, column: Column, part: str) -> Commit | None:
-        """The commit record of a part of a column, or None."""
+        """The commit record of a part of a column, or None. Raises `DataFault` for that of another one."""
         path = f"{column_folder(column)}/commits/{part}.json"
-        return Commit.from_json(self._json(path)) if self.store.size(path) is not None else None
+        if self.store.size(path) is None:
+            return None
+        commit = Commit.from_json(self.read_json(path))
+        found = commit.column, commit.part, commit.identity
+        if found != (column.name, part, digest(column.identity)):
+            raise DataFault(f"{self.store.url}/{path}: is the commit record of {', '.join(found)}")
+        return commit
 
     def commits(self, column: Column) -> dict[str, Commit]:
-        """All commit records of a column, by part."""
-        names = self.store.names(f"{column_folder(column)}/commits")
-        found = [Commit.from_json(self._json(f"{column_folder(column)}/commits/{name}")) for name in names]
-        return {commit.part: commit for commit in found}
+        """All commit records of a column, by part, each read (`data_tools.cache.generation` is faster)."""
+        found = ((part, self.commit(column, part)) for part in sorted(self.committed(column)))
+        return {part: commit for part, commit in found if commit is not None}
 
     def table(self, part: Part) -> list[dict[str, Any]]:
         """The sample table of a part: key, captions, place, num_bytes, mtime_ns of each sample."""
@@ -157,12 +185,15 @@ class Cache:
             raise DataFault(f"{self.store.url}/{part.table}: sample table of {part.name}: missing or changed")
         return [json.loads(line) for line in data.splitlines()]
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A sealed file, without its seal. Raises `DataFault` for one that is missing or has changed."""
         try:
-            data: dict[str, Any] = json.loads(self.store.read(name))
+            content = self.store.read(name)
+            data: dict[str, Any] = json.loads(content)
         except (ValueError, FileNotFoundError) as err:
             raise DataFault(f"{self.store.url}/{name}: not readable JSON: {err}") from None
-        if not isinstance(data, dict) or data.pop(SEAL, None) != xxhash.xxh3_128_hexdigest(dump(data)):
+        sound = isinstance(data, dict) and dump(data) == content  # every byte, white space too
+        if not sound or data.pop(SEAL, None) != xxhash.xxh3_128_hexdigest(dump(data)):
             raise DataFault(f"{self.store.url}/{name}: has changed bytes ({SEAL} differs)")
         return data
 

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
-from data_tools.cache.manifest import PLAN, VERSION, Cache, Part, dump, sealed
+from data_tools.cache.manifest import HEADER, PLAN, Cache, Part, dump, sealed
 from data_tools.cache.store import Store
 from data_tools.errors import DataFault, UserError
 from data_tools.sources import Sample, Source, Unusable
@@ -41,7 +41,7 @@ def plan_source(store: Store, source: Source, part_size: int | None, *, write: b
         parts.append(part)
     if not write:
         return parts
-    store.create("cache.json", dump({"format": "kandinsky-cache", "version": VERSION}))
+    store.create("cache.json", dump(HEADER))
     plan = {"part_size": part_size or 2048, "samples": sum(part.samples for part in parts)}
     store.create(PLAN, sealed({**plan, "parts": [asdict(part) for part in parts]}))
     return Cache.open(store).plan()

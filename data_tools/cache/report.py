@@ -1,25 +1,22 @@
 """What is in a cache: the numbers behind `data-tools inspect`.
 
-From plan and commit records alone, but for two histograms: lengths of ragged rows (tokens) and shapes of rows
-where they can differ (buckets) stand in the extent indices. Of a column of more than `MOST_INDICES` parts
-only so many indices, spread evenly, are read, and the report says so. Sample tables and payloads never are.
+From the plan and the columns' latest generations, so a cache of any size answers at once; of parts committed
+since, the commit records and extent indices. Sample tables and payloads are never read.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data_tools.cache.fields import Column, Field
+from data_tools.cache import redo
+from data_tools.cache.fields import Column
+from data_tools.cache.generation import Generation, current
 from data_tools.cache.identity import digest
-from data_tools.cache.manifest import NULL_PART, Cache, Commit
-from data_tools.cache.payload import container_of
-from data_tools.cache.verify import load_index
+from data_tools.cache.manifest import NULL_PART, Cache, Part
 
 UNITS = ("B", "KB", "MB", "GB", "TB")
-MOST_INDICES = 64
-"Extent indices of one column that are read for the histograms."
 BIN = 8
 "Width of the bins of lengths: 1 to 8, 9 to 16, …"
 MOST_LISTED = 20
@@ -30,34 +27,40 @@ def inspect(cache: Cache) -> dict[str, Any]:
     """A cache as plain JSON values.
 
     `samples` found by the plan = `cached` (in every column) + `rejects` (refused by at least one column)
-    + `pending` (not yet encoded). `complete` is True when no column lacks a part.
+    + `pending` (not yet encoded). `complete` is True when no column lacks a part. Raises `DataFault` for a
+    damaged record.
     """
     plan = cache.plan()
     columns: dict[str, Any] = {}
     rejected: dict[str, dict[str, str]] = {}
-    done = {part.name for part in plan}
+    done = np.ones(len(plan), dtype=bool)
+    names = np.array([part.name for part in plan], dtype=np.bytes_)
     for name in cache.column_names():
         column = cache.column(name)
         if column is None:  # of a run that was stopped before it declared the column
             continue
-        commits = cache.commits(column)
-        null = commits.pop(NULL_PART, None)
-        done &= commits.keys()
-        for commit in commits.values():
-            for reject in commit.rejects:
-                rejected.setdefault(reject["key"], {**reject, "column": name, "part": commit.part})
+        found = current(cache, column, plan)
+        planned = np.isin(found.part, names)
+        done &= np.isin(names, found.part)
+        refused = found.rejects()
+        for reject in refused:
+            rejected.setdefault(reject["key"], {**reject, "column": name})
+        null = not column.has_null or NULL_PART.encode() in found.part.tolist()
         columns[name] = {
             "fields": {f.name: {"dtype": f.dtype, "shape": list(f.shape)} for f in column.fields},
             "identity": digest(column.identity),
             "model": column.model,
-            "parts": len(commits),
-            "complete": len(commits) == len(plan) and (null is not None or not column.has_null),
-            **_sums(list(commits.values())),
-            **_histograms(cache, column, list(commits.values())),
+            "parts": int(planned.sum()),
+            "complete": null and int(planned.sum()) == len(plan),
+            **_sums(column, found, planned),
+            "rejects_by_reason": dict(Counter(reject["reason"] for reject in refused)),
+            **_histograms(column, found, int(found.samples[planned].sum())),
+            "prompts": len(found.prompts()),
+            "redo": _redo(cache, name, plan),
         }
-    samples = sum(part.samples for part in plan)
-    reached = sum(part.samples for part in plan if part.name in done) if columns else 0
-    rejects = sum(reject["part"] in done for reject in rejected.values())
+    reached_parts = {part.name: part.samples for part, whole in zip(plan, done) if whole and columns}
+    samples, reached = sum(part.samples for part in plan), sum(reached_parts.values())
+    rejects = sum(reject["part"] in reached_parts for reject in rejected.values())
     return {
         "samples": samples,
         "cached": reached - rejects,
@@ -71,66 +74,60 @@ def inspect(cache: Cache) -> dict[str, Any]:
     }
 
 
-def _sums(commits: list[Commit]) -> dict[str, Any]:
-    field_bytes: Counter[str] = Counter()
-    for commit in commits:
-        field_bytes.update(commit.field_bytes)
-    seconds = sum(commit.encode_seconds for commit in commits)
-    samples = sum(commit.samples for commit in commits)
+def _sums(column: Column, found: Generation, planned: NDArray[np.bool_]) -> dict[str, Any]:
+    """Over the plan's parts."""
+    samples, seconds = int(found.samples[planned].sum()), float(found.encode_seconds[planned].sum())
+    field_bytes = found.field_bytes[planned].sum(axis=0).tolist()
+    containers = Counter(name.decode() for name in found.container[planned].tolist())
     return {
         "samples": samples,
-        "rows": sum(commit.rows for commit in commits),
-        "field_bytes": dict(field_bytes),
-        "stored_bytes": sum(item.size for commit in commits for item in commit.objects),
-        "containers": dict(Counter(container_of(commit) for commit in commits)),
-        "rejects_by_reason": dict(Counter(r["reason"] for commit in commits for r in commit.rejects)),
+        "rows": int(found.rows[planned].sum()),
+        "field_bytes": {field.name: count for field, count in zip(column.fields, field_bytes)},
+        "stored_bytes": int(found.stored_bytes[planned].sum()),
+        "containers": dict(containers),
         "encode_samples_per_second": round(samples / seconds, 1) if seconds else None,
     }
 
 
-def _histograms(cache: Cache, column: Column, commits: Sequence[Commit]) -> dict[str, Any]:
-    """`lengths` (field → bins) and `shapes` (field → shape → rows), and `counted_parts` they are from.
+def _histograms(column: Column, found: Generation, samples: int) -> dict[str, Any]:
+    """`lengths`: {field: {rows, mean, max, bins: [[first, last, rows], …]}} of ragged fields.
 
-    `lengths`: {field: {rows, mean, max, bins: [[first, last, rows], …]}}. A part whose index cannot be read
-    is left out; `data-tools verify` says why.
+    `shapes`: {field: {shape: samples}} of fields whose rows are pictures of a sort.
     """
-    lengths: dict[str, list[Any]] = {field.name: [] for field in column.fields if field.ragged}
-    shapes: dict[str, Counter[str]] = {field.name: Counter() for field in _shaped(column)}
-    if not lengths and not shapes:
-        return {}
-    chosen = np.linspace(0, len(commits) - 1, min(len(commits), MOST_INDICES)).astype(int).tolist()
-    counted = 0
-    for number in chosen:
-        try:
-            index = load_index(cache.store, commits[number])
-        except (ValueError, FileNotFoundError):
-            continue
-        counted += 1
-        for name in lengths:
-            lengths[name].append(index.fields[name].shape[:, 0])
-        for name, counter in shapes.items():
-            found, rows = np.unique(index.fields[name].shape, axis=0, return_counts=True)
-            counter.update({str(tuple(shape)): int(n) for shape, n in zip(found.tolist(), rows)})
-    report: dict[str, Any] = {"counted_parts": counted}
-    if lengths:
-        report["lengths"] = {name: _bins(np.concatenate([[], *found])) for name, found in lengths.items()}
-    if shapes:
-        report["shapes"] = {name: dict(counter.most_common()) for name, counter in shapes.items()}
-    return report
+    lengths = {
+        field.name: _bins(counts) for field, counts in zip(column.fields, found.lengths) if field.ragged
+    }
+    shapes: dict[str, dict[str, int]] = {}
+    for field in column.fields:
+        if field.bucketed:
+            kinds, place = np.unique(found.shape, axis=0, return_inverse=True)
+            counts = np.bincount(place.reshape(-1), weights=found.shape_samples).astype(int).tolist()
+            by_shape = Counter({str(tuple(kind)): count for kind, count in zip(kinds.tolist(), counts)})
+            shapes[field.name] = dict(by_shape.most_common())
+        elif len(field.shape) > 2:
+            shapes[field.name] = {str(field.shape): samples} if samples else {}
+    return {name: value for name, value in (("lengths", lengths), ("shapes", shapes)) if value}
 
 
-def _shaped(column: Column) -> list[Field]:
-    """Fields whose rows are pictures of a sort: their shape is worth counting."""
-    return [field for field in column.fields if len(field.shape) > 2]
-
-
-def _bins(lengths: Any) -> dict[str, Any]:
-    if not len(lengths):
+def _bins(counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Of the number of rows of each length."""
+    rows = int(counts.sum())
+    if not rows:
         return {"rows": 0, "mean": None, "max": None, "bins": []}
-    counts = np.bincount((lengths.astype(np.int64) - 1).clip(0) // BIN).tolist()
-    bins = [[number * BIN + 1, (number + 1) * BIN, count] for number, count in enumerate(counts)]
-    mean = round(float(lengths.mean()), 1)
-    return {"rows": len(lengths), "mean": mean, "max": int(lengths.max()), "bins": bins}
+    lengths = np.arange(len(counts))
+    longest = int(lengths[counts > 0].max())
+    sums = np.bincount((lengths - 1).clip(0)[: longest + 1] // BIN, weights=counts[: longest + 1])
+    bins = [[n * BIN + 1, (n + 1) * BIN, count] for n, count in enumerate(sums.astype(int).tolist())]
+    return {"rows": rows, "mean": round(float(lengths @ counts) / rows, 1), "max": longest, "bins": bins}
+
+
+def _redo(cache: Cache, name: str, plan: list[Part]) -> dict[str, Any] | None:
+    """How far a redo has come, None if none is under way."""
+    made = redo.pending(cache, name)
+    if made is None:
+        return None
+    done = cache.committed(made)
+    return {"identity": digest(made.identity), "parts": sum(part.name in done for part in plan)}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -151,6 +148,10 @@ def as_text(report: dict[str, Any]) -> str:
         parts = f"{column['parts']} of {report['parts']} parts{_kinds(column['containers'])}"
         size = human_bytes(column["stored_bytes"])
         lines.append(f"{name}: identity {column['identity'][:12]}, {parts}, {size} stored, made with {model}")
+        lines += [f"{name}: {column['prompts']} prompts cached"] * bool(column["prompts"])
+        if column["redo"] is not None:
+            made, done = column["redo"]["identity"][:12], column["redo"]["parts"]
+            lines.append(f"{name}: redo in progress: {done} of {report['parts']} parts of identity {made}")
     for name, column in report["columns"].items():
         lines += _histogram_lines(name, column)
     if report["rejected"]:
@@ -170,19 +171,15 @@ def _kinds(containers: dict[str, int]) -> str:
 
 
 def _histogram_lines(name: str, column: dict[str, Any]) -> list[str]:
-    counted, parts = column.get("counted_parts", 0), column["parts"]
-    if not counted:
-        return []
-    where = f", counted in {counted} of {parts} parts" if counted < parts else ""
     lines = []
     for field, found in column.get("lengths", {}).items():
         most = max((rows for _, _, rows in found["bins"]), default=1)
-        lines += ["", f"{name}: tokens of {field} (mean {found['mean']}, longest {found['max']}{where})"]
+        lines += ["", f"{name}: tokens of {field} (mean {found['mean']}, longest {found['max']})"]
         for first, last, rows in found["bins"]:
             lines.append(f"  {first:>4} to {last:<4}{rows:>9}  {'█' * round(40 * rows / most)}")
     for field, found in column.get("shapes", {}).items():
-        lines += ["", f"{name}: shapes of {field}{where}"]
-        lines += [f"  {shape:<20}{rows:>9}" for shape, rows in found.items()]
+        lines += ["", f"{name}: shapes of {field}"]
+        lines += [f"  {shape:<20}{samples:>9}" for shape, samples in found.items()]
     return lines
 
 

@@ -6,16 +6,20 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from data_tools.cache import check, gc
+from data_tools.cache.generation import publish
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import Cache, sealed
+from data_tools.cache.reader import CacheReader
 from data_tools.cache.store import open_store
 from data_tools.cli import cli
 from data_tools.errors import DataFault, UserError
 from tests.data_tools.caches import COLUMNS, Made, build, column, read, same
+from tests.data_tools.test_generation import commit_prompts
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,26 @@ def test_what_is_not_known_stays(root: Path) -> None:
         path.write_text("mine")
     age(root, 48)
     assert collect(root) == []
+
+
+def test_the_two_newest_generations_stay_and_an_older_one_still_serves_its_reader(root: Path) -> None:
+    cache, about = Cache.open(open_store(root)), column("text")
+    publish(cache, about, cache.plan())
+    reader = CacheReader(root, ["text"])
+    before = reader.gather("text", reader.rows("text")[0])
+    for number in range(3):
+        commit_prompts(root, f"prompts-{number:08d}", "a cat")
+        publish(cache, about, cache.plan())
+    folder = next(root.glob("columns/text/*/generations"))
+    (folder / "notes.npz").write_text("mine")
+    assert collect(root) == []  # too young
+    os.utime(folder / "000001.npz", (0, 0))
+    assert [Path(name).name for name in collect(root)] == ["000001.npz"]
+    assert [Path(name).name for name in collect(root, older_than_hours=0)] == ["000002.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["000003.npz", "000004.npz", "notes.npz"]
+    for name, value in reader.gather("text", reader.rows("text")[0]).items():
+        assert np.array_equal(value, before[name])
+    assert CacheReader(root, ["text"]).num_samples == 14
 
 
 def test_a_link_is_not_followed(root: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from data_tools.cache import report
 from data_tools.cache.manifest import Cache
 from data_tools.cache.store import LocalStore
 from data_tools.cli import cli
-from tests.data_tools.caches import build
+from data_tools.errors import DataFault
+from tests.data_tools.caches import BUCKETS, build
+from tests.data_tools.test_generation import commit_prompts, publish_all
 
 
 def inspected(root: Path) -> dict:
@@ -81,7 +83,7 @@ def test_containers_and_stored_bytes_are_counted(tmp_path: Path) -> None:
     assert column["rejects_by_reason"] == {"not wanted": 2}
 
 
-def test_token_lengths_and_shapes_come_from_the_indices(tmp_path: Path) -> None:
+def test_token_lengths_and_shapes_are_counted(tmp_path: Path) -> None:
     made = build(tmp_path)
     lengths = [
         len(row["text_encoder_hidden_states"]) for k, rows in made["text"].items() if k for row in rows
@@ -94,16 +96,35 @@ def test_token_lengths_and_shapes_come_from_the_indices(tmp_path: Path) -> None:
         assert count == sum(first <= length <= last for length in lengths)
     assert sum(count for *_, count in found["bins"]) == len(lengths)
     assert columns["latents@24"]["shapes"] == {"latents": {"(4, 3, 3)": 14}}
-    assert "counted_parts" not in columns["image"]
+    assert not {"lengths", "shapes"} & columns["image"].keys()
 
 
-def test_a_large_cache_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MOST_INDICES", 2)
+def test_buckets_are_counted_by_samples(tmp_path: Path) -> None:
+    build(tmp_path, buckets=BUCKETS, views=2)
+    shapes = {"latents": {"(4, 3, 3)": 6, "(4, 2, 5)": 5, "(4, 4, 2)": 3}}  # of parts of 5, 5 and 4
+    assert inspected(tmp_path)["columns"]["latents@24"]["shapes"] == shapes
+    assert "(4, 2, 5)                   5" in report.as_text(inspected(tmp_path))
+
+
+def test_a_published_cache_is_inspected_by_its_generations_alone(tmp_path: Path) -> None:
+    build(tmp_path, lacking=frozenset({("image", "k3"), ("text", "k8")}))
+    before = inspected(tmp_path)
+    publish_all(tmp_path)
+    for pattern in ("columns/*/*/parts", "columns/*/*/commits", "samples"):
+        for path in tmp_path.glob(pattern):
+            shutil.rmtree(path)
+    assert inspected(tmp_path) == before
+
+
+def test_cached_prompts_are_counted_and_are_no_samples(tmp_path: Path) -> None:
     build(tmp_path)
+    before = inspected(tmp_path)
+    commit_prompts(tmp_path, "prompts-0000aaaa", "a", "b")
     found = inspected(tmp_path)
-    assert found["columns"]["text"]["counted_parts"] == 2
-    assert found["columns"]["latents@24"]["shapes"] == {"latents": {"(4, 3, 3)": 9}}  # first and last part
-    assert "counted in 2 of 3 parts" in report.as_text(found)
+    assert found["columns"]["text"].pop("prompts") == 2
+    assert before["columns"]["text"].pop("prompts") == 0
+    assert found == before
+    assert "text: 2 prompts cached" in report.as_text(inspected(tmp_path)).splitlines()
 
 
 def test_neither_sample_tables_nor_payloads_are_read(tmp_path: Path) -> None:
@@ -115,10 +136,11 @@ def test_neither_sample_tables_nor_payloads_are_read(tmp_path: Path) -> None:
     assert inspected(tmp_path) == before
 
 
-def test_an_unreadable_index_is_left_out_of_the_histogram(tmp_path: Path) -> None:
+def test_an_index_that_is_missing_before_there_is_a_generation_is_named(tmp_path: Path) -> None:
     build(tmp_path)
     next(tmp_path.glob("columns/text/*/parts/part-00001-*.npz")).unlink()
-    assert inspected(tmp_path)["columns"]["text"]["counted_parts"] == 2
+    with pytest.raises(DataFault, match=r"column text, part-00001: .*\.npz is missing; .*--repair"):
+        inspected(tmp_path)
 
 
 def test_many_rejects_are_counted_by_reason_and_only_some_named(tmp_path: Path) -> None:

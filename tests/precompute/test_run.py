@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_tools.cache import check
+from data_tools.cache.manifest import Cache
 from data_tools.cache.reader import CacheReader
+from data_tools.cache.store import open_store
 from data_tools.sources import ImageFolder
-from precompute import encoders
+from precompute import encoders, run
 from precompute.encoders import ImageEncoder, LatentsEncoder
 from tests.precompute.command import (
     COLUMNS,
@@ -118,6 +121,21 @@ def test_a_run_interrupted_in_an_encoder_is_finished_by_the_same_command(
     assert_same_records(records(tmp_path / "cache"), records(cache))
 
 
+def test_a_run_publishes_what_it_has_committed_while_it_goes_on(
+    cache: Path, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PUBLISHED", 1)
+    precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
+    for name in COLUMNS:
+        assert len(list(tmp_path.glob(f"cache/columns/{name}/*/generations/*.npz"))) >= 3
+    assert_same_records(records(tmp_path / "cache"), records(cache))
+    found, wanted = inspect(tmp_path / "cache"), inspect(cache)
+    for name in COLUMNS:
+        for key in ("encode_samples_per_second", "stored_bytes"):
+            del found["columns"][name][key], wanted["columns"][name][key]
+    assert found == wanted
+
+
 def test_a_column_added_later_leaves_the_others_as_they_are(
     cache: Path, pictures: Path, pocket: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +209,33 @@ def test_repair_redoes_a_part_whose_commit_record_is_damaged(
     commit.write_bytes(b"")
     printed = precompute(pictures, copy, pocket, "--dtype", "fp32", "--repair")
     assert f"text, {part} is damaged" in printed
+    assert_same_records(records(copy), records(cache))
+
+
+def latest_generation(root: Path, column: str) -> Path:
+    return max(root.glob(f"columns/{column}/*/generations/*.npz"))
+
+
+def test_a_part_whose_record_was_deleted_is_made_again_and_the_next_generation_says_so(
+    copy: Path, cache: Path, pictures: Path, pocket: Path
+) -> None:
+    next(copy.glob("columns/text/*/commits/part-00001.json")).unlink()
+    precompute(pictures, copy, pocket, "--dtype", "fp32")
+    assert check.verify(Cache.open(open_store(copy))).faults == []
+    assert_same_records(records(copy), records(cache))
+
+
+def test_repair_mends_a_generation(copy: Path, cache: Path, pictures: Path, pocket: Path) -> None:
+    """One that is damaged, and one that a repair which was killed has left behind."""
+    (path,) = copy.glob("columns/text/*/commits/part-00001.json")
+    old = latest_generation(copy, "text").read_bytes()
+    path.unlink()
+    precompute(pictures, copy, pocket, "--dtype", "fp32")
+    latest_generation(copy, "text").write_bytes(old)
+    latest_generation(copy, "image").write_bytes(b"x" * 100)
+    assert len(check.verify(Cache.open(open_store(copy))).faults) == 2
+    precompute(pictures, copy, pocket, "--dtype", "fp32", "--repair")
+    assert check.verify(Cache.open(open_store(copy))).faults == []
     assert_same_records(records(copy), records(cache))
 
 
