@@ -190,9 +190,15 @@ class ObjectStore:
 def open_s3(url: str, *, flag: str) -> ObjectStore:
     """The store at `s3://bucket/prefix`, asked once whether it answers.
 
-    Raises `UserError` without credentials, and where the bucket is missing, out of reach or closed to us.
+    Raises `UserError` without credentials or with some in the URL, and where the bucket is missing, out of
+    reach or closed to us.
     """
     bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+    if re.search("[@:]", bucket) or "?" in url:  # may hold a key, so it is not repeated
+        raise UserError(
+            f"{flag}: found a URL with a user, a port or a query, wanted s3://bucket/prefix; "
+            "credentials and endpoint come from the environment"
+        )
     try:
         checked_name(f"{bucket}/{prefix}" if prefix else bucket, url)
     except DataFault:

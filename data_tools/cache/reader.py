@@ -6,24 +6,42 @@
     reader.gather("text", first)                # {"prompt_embeds": (B, D), "text_encoder_hidden_states":
                                                 #  (B, N, D) zero-padded to the longest, "n_tokens": (B,)}
 
-`data_tools.cache.records` reads the rows; what is here finds the samples that several columns share.
+`data_tools.cache.records` reads the rows, `data_tools.cache.buckets` knows which samples have which shape;
+what is here finds the samples that several columns share. All of it may be called from several threads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.cache.fields import Column
+from data_tools.cache.buckets import Buckets, sample_counts
+from data_tools.cache.cells import Cells
+from data_tools.cache.fields import Column, Row
 from data_tools.cache.generation import LOW
 from data_tools.cache.manifest import Cache, Part
-from data_tools.cache.records import ColumnRecords
+from data_tools.cache.reads import Ids, page_aligned
+from data_tools.cache.records import ColumnRecords, Empty
 from data_tools.cache.store import Store, open_store
 from data_tools.errors import UserError
 
-Ids = NDArray[np.int64]
+
+@dataclass(frozen=True)
+class _SampleRows:
+    """The rows of a column that each sample owns; filled part by part."""
+
+    first: Ids
+    count: Ids
+    known: NDArray[np.bool_]
+    "By part."
+
+    @classmethod
+    def unknown(cls, samples: int, parts: int) -> "_SampleRows":
+        first, count = (np.empty(samples, dtype=np.int64) for _ in range(2))  # untouched pages cost nothing
+        return cls(first, count, np.zeros(parts, dtype=bool))
 
 
 class CacheReader:
@@ -42,12 +60,18 @@ class CacheReader:
         allow_partial: bool = False,
         num_threads: int | None = None,
         paranoid: bool = False,
+        block_samples: int | None = None,
     ) -> None:
+        """`paranoid` checks the crc32c of a row at every read, not at the first only. `block_samples` is for
+        block order: an object store is then asked for runs of so many rows, which are kept (`Cells`)."""
         self.cache = Cache.open(open_store(place) if isinstance(place, (str, Path)) else place)
         self.columns: dict[str, Column] = {name: self._column(name) for name in columns}
         plan = self.cache.plan()
+        cells = Cells(block_samples) if block_samples else None
         self._records = {
-            name: ColumnRecords(self.cache, column, plan, num_threads=num_threads, paranoid=paranoid)
+            name: ColumnRecords(
+                self.cache, column, plan, num_threads=num_threads, paranoid=paranoid, cells=cells
+            )
             for name, column in self.columns.items()
         }
         self._parts = [part for part in plan if self._is_whole(part, allow_partial)]
@@ -58,36 +82,79 @@ class CacheReader:
         ]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.num_samples = int(self._starts[-1])
+        self._rows_of = {name: _SampleRows.unknown(self.num_samples, len(self._parts)) for name in columns}
+        self._buckets: dict[str, Buckets] = {}
 
     @property
     def url(self) -> str:
         return self.cache.store.url
 
+    @property
+    def is_remote(self) -> bool:
+        """True if a request takes long, so that neighbours should be read together."""
+        return self.cache.store.coalesce_bytes > 0
+
     def rows(self, column: str, samples: Ids | None = None) -> tuple[Ids, Ids]:
         """First row and number of rows in a column of each of `samples`, or of all: (B,), (B,)."""
         samples = self._everything() if samples is None else samples
+        found = self._rows_of[column]
+        parts = np.searchsorted(self._starts, samples, side="right") - 1
+        new = np.unique(parts[~found.known[parts]]).tolist()
         records = self._records[column]
-        first, count = np.empty_like(samples), np.empty_like(samples)
-        for part, chosen, positions in self._by_part(samples):
-            number = records.number[self._parts[part].name]
-            index = records.index(number)
-            at = np.searchsorted(index.sample_index, positions)
-            first[chosen] = records.starts[number] + index.row_offsets[at]
-            count[chosen] = index.row_offsets[at + 1] - index.row_offsets[at]
-        return first, count
+        records.load(records.number[self._parts[part].name] for part in new)
+        for part in new:
+            span = slice(*self._starts[part : part + 2].tolist())
+            found.first[span], found.count[span] = self._rows_in(column, part)
+            found.known[part] = True
+        return found.first[samples], found.count[samples]
 
-    def gather(self, column: str, rows: Ids) -> dict[str, NDArray[Any]]:
+    def gather(self, column: str, rows: Ids, empty: Empty = page_aligned) -> dict[str, NDArray[Any]]:
         """The fields of some rows of a column, stacked; ragged ones padded with zeros, with their lengths.
 
-        `n_tokens` (or whatever the declaration calls the ragged dimension) is int64 (B,).
+        `n_tokens` (or whatever the declaration calls the ragged dimension) is int64 (B,). `empty(shape,
+        dtype)` makes the arrays that are read into, for a caller who wants them in memory of his own. Raises
+        `ValueError` for rows of several shapes of a bucketed field.
         """
-        return self._records[column].gather(rows)
+        return self._records[column].gather(rows, empty)
 
-    def null(self, column: str) -> dict[str, NDArray[Any]]:
+    def lengths(self, column: str, rows: Ids) -> Ids:
+        """Length of the ragged dimension of each row, without reading it: (B,)."""
+        return self._records[column].shapes(rows)[:, 0].astype(np.int64)
+
+    def null(self, column: str) -> Row:
         """The column's null condition, without a batch dimension."""
+        return self._row(column, self._records[column].null_row)
+
+    def prompts(self, column: str) -> dict[str, Row]:
+        """The cached prompts, and the row of each without a batch dimension."""
         records = self._records[column]
-        batch = records.gather(np.array([records.null_row], dtype=np.int64))
-        return {name: value[0] for name, value in batch.items()}
+        found = records.generation.prompts()
+        return {
+            prompt: self._row(column, int(records.starts[records.number[part]]) + row)
+            for prompt, (part, row) in found.items()
+        }
+
+    def buckets(self, column: str) -> list[tuple[int, ...]]:
+        """The shapes that samples have in a bucketed column, sorted; [] for any other column."""
+        if not any(field.bucketed for field in self.columns[column].fields):
+            return []
+        return self._buckets_of(column).shapes
+
+    def bucket_counts(self, column: str) -> Ids:
+        """Samples of each bucket: (K,)."""
+        return self._buckets_of(column).starts[:, -1]
+
+    def in_bucket(self, column: str, bucket: int, places: Ids) -> Ids:
+        """The samples at some places of a bucket, which counts its samples in their order: (B,)."""
+        return self._buckets_of(column).samples(bucket, places)
+
+    def bucket_of(self, column: str, samples: Ids) -> tuple[Ids, Ids]:
+        """The bucket of each sample, and its place there: (B,), (B,)."""
+        return self._buckets_of(column).places(samples)
+
+    def payload_bytes(self, columns: Sequence[str]) -> int:
+        """Bytes of all rows of some columns."""
+        return sum(int(self._records[name].generation.field_bytes.sum()) for name in columns)
 
     def key_hashes(self, samples: Ids | None = None) -> NDArray[np.uint64]:
         """xxh3-64 of the key of each of `samples`, or of all: (B,)."""
@@ -117,6 +184,35 @@ class CacheReader:
     def close(self) -> None:
         for records in self._records.values():
             records.close()
+
+    def _rows_in(self, column: str, part: int) -> tuple[Ids, Ids]:
+        """First row and number of rows of each sample of a part."""
+        records = self._records[column]
+        number = records.number[self._parts[part].name]
+        index = records.index(number)
+        at = np.arange(len(index.sample_index))
+        if part in self._positions:
+            at = np.searchsorted(index.sample_index, self._positions[part])
+        first, end = index.row_offsets[at], index.row_offsets[at + 1]
+        return records.starts[number] + first, end - first
+
+    def _row(self, column: str, row: int) -> Row:
+        batch = self._records[column].gather(np.array([row], dtype=np.int64))
+        return {name: value[0] for name, value in batch.items()}
+
+    def _buckets_of(self, column: str) -> Buckets:
+        """Made when first asked for: the indices of parts of which another column lacks samples are read."""
+        if column not in self._buckets:
+            records = self._records[column]
+
+            def shapes(part: int) -> NDArray[np.int32]:
+                first = self.rows(column, np.arange(*self._starts[part : part + 2]))[0]
+                return records.shapes(first)
+
+            names = [part.name for part in self._parts]
+            counts = sample_counts(records.generation, names, shapes, set(self._positions))
+            self._buckets[column] = Buckets(self._starts, counts, shapes)
+        return self._buckets[column]
 
     def _everything(self) -> Ids:
         return np.arange(self.num_samples, dtype=np.int64)

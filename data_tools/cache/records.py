@@ -1,18 +1,19 @@
 """The rows of one column, over all its committed parts: found by the extent index, read in place.
 
 Rows are numbered over the parts in the order of their names. Nothing stands between the store and the batch:
-a row is one scattered read into its place in the output (rows that lie close together share one where a
-request is dear), several threads share a batch (reads and crc32c release the GIL), and each row is checked
-against its crc32c when it is first touched.
+a row is one scattered read into its place in the batch (`data_tools.cache.reads`), checked against its crc32c
+when it is first touched. Several threads share a batch where reads wait for a disk or a network; from the
+page cache one is faster, as Python lets only one of them go on between two reads.
 
-A part's extent index is loaded when its first row is asked for. Memory: 13 bytes a row and field (17 if
-ragged) and 20 a sample, of the parts touched; opening costs what the generation holds.
+A part's extent index is loaded when its first row is asked for. Memory: 13 bytes a row and field (4 more for
+each dimension if they vary) and 20 a sample, of the parts touched; opening costs what the generation holds.
 """
 
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Lock
 from typing import Any
 
 import google_crc32c
@@ -20,21 +21,23 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_tools.cache.cells import Cells
 from data_tools.cache.extents import PartIndex
 from data_tools.cache.fields import Column, Field
 from data_tools.cache.generation import Generation, current
 from data_tools.cache.manifest import NULL_PART, Cache, Part
+from data_tools.cache.reads import Bytes, Ids, Read, coalesced, page_aligned, row_places, row_reads
 from data_tools.errors import DataFault
 
 BYTES_A_THREAD = 8 << 20
-"A batch is shared out over threads in pieces of at least this size."
-LARGEST_READ = 16 << 20
-"Rows that lie close together are read at once up to this size."
+"A batch from the page cache is shared out over threads in pieces of at least this size."
+SECONDS_A_READ, SECONDS_A_BYTE = 5e-5, 1e-9
+"A batch that takes longer waits for a disk or a network: all threads share the next one."
 CHECKED_AT_OPEN = 20_000
 "So many objects are looked at when a cache is opened; those of a larger one when they are first read."
 
-Read = tuple[int, int, list[Any], list[tuple[int, NDArray[np.uint8]]]]
-"Part, byte in its object, buffers to fill, and the (row, bytes) to check afterwards."
+Empty = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+"Makes the arrays of a batch: (shape, dtype) → uninitialised array."
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,13 @@ class _FieldRows:
     field: Field
     objects: list[str]
     "By part."
-    chunk_bytes: NDArray[np.int64]
+    chunk_bytes: Ids
     "By part; 0: the object's bytes are not interrupted."
-    gap_bytes: NDArray[np.int64]
+    gap_bytes: Ids
     "By part."
-    offset: NDArray[np.int64]
-    length: NDArray[np.int32]
-    "Of the ragged dimension; empty for a fixed shape."
+    offset: Ids
+    shape: NDArray[np.int32]
+    "Of each row; empty if all have the field's."
     crc32c: NDArray[np.uint32]
     sound: NDArray[np.bool_]
     "Rows whose crc32c has been checked."
@@ -64,10 +67,29 @@ class _FieldRows:
             chunk_bytes=np.zeros(parts, dtype=np.int64),
             gap_bytes=np.zeros(parts, dtype=np.int64),
             offset=np.empty(rows, dtype=np.int64),  # empty: pages that no part fills are never touched
-            length=np.empty(rows if field.ragged else 0, dtype=np.int32),
+            shape=np.empty((rows if field.varies else 0, len(field.shape)), dtype=np.int32),
             crc32c=np.empty(rows, dtype=np.uint32),
             sound=np.zeros(rows, dtype=bool),
         )
+
+    def sizes(self, rows: Ids) -> Ids:
+        """Bytes of each row: (B,)."""
+        items = np.ones(len(rows), dtype=np.int64)
+        if self.field.varies:
+            varying = self.shape[rows, : len(self.field.shape) - len(self.field.item_shape)]
+            items = varying.prod(axis=1, dtype=np.int64)
+        return items * self.field.item_bytes
+
+    def batch_shape(self, rows: Ids) -> tuple[int, ...]:
+        """Of the batch of these rows. Raises `ValueError` if their shapes make no batch."""
+        field = self.field
+        if not field.varies or not len(rows):
+            return (len(rows), *(dim if isinstance(dim, int) else 0 for dim in field.shape))
+        shapes = self.shape[rows]
+        if field.bucketed and (shapes != shapes[0]).any():
+            found = ", ".join(map(str, np.unique(shapes, axis=0).tolist()))
+            raise ValueError(f"{field.name}: rows of shapes {found} make no batch")
+        return (len(rows), *shapes.max(axis=0).tolist())
 
 
 class ColumnRecords:
@@ -81,6 +103,7 @@ class ColumnRecords:
         *,
         num_threads: int | None = None,
         paranoid: bool = False,
+        cells: Cells | None = None,
     ) -> None:
         self.store, self.column, self.paranoid = cache.store, column, paranoid
         self.generation: Generation = current(cache, column, plan)
@@ -93,7 +116,9 @@ class ColumnRecords:
         ]
         self._index: list[PartIndex | None] = [None] * len(self.names)
         self._loaded = np.zeros(len(self.names), dtype=bool)
-        self._loading = Lock()
+        self._cells = cells
+        self._waits = False
+        "The last batch did."
         self._num_threads = num_threads or self.store.concurrency
         self._pool = ThreadPoolExecutor(self._num_threads)
         if self.generation.object.size <= CHECKED_AT_OPEN:
@@ -108,75 +133,124 @@ class ColumnRecords:
 
     def index(self, part: int) -> PartIndex:
         """The extent index of a part, by number; loaded and checked on first use."""
-        with self._loading:
-            found = self._index[part]
-            if found is None:
-                found = self._index[part] = self._load(part)
+        found = self._index[part]
+        if found is None:  # another thread may be loading it, too: both write the same
+            found = self._index[part] = self._load(part)
         return found
 
-    def gather(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def load(self, parts: Iterable[int]) -> None:
+        """The extent indices of some parts, many at once."""
+        missing = [part for part in parts if not self._loaded[part]]
+        list(self._pool.map(self.index, missing) if len(missing) > 1 else map(self.index, missing))
+
+    def shapes(self, rows: Ids) -> NDArray[np.int32]:
+        """Shape of each row of the first field whose shape varies, without reading it: (B, dimensions)."""
+        self._parts_of(rows)
+        return next(where.shape for where in self._fields if where.field.varies)[rows]
+
+    def gather(self, rows: Ids, empty: Empty = page_aligned) -> dict[str, NDArray[Any]]:
         """See `CacheReader.gather`."""
-        parts = np.searchsorted(self.starts, rows, side="right") - 1
-        for part in np.unique(parts[~self._loaded[parts]]).tolist():
-            self.index(part)
+        parts = self._parts_of(rows)
         batch: dict[str, NDArray[Any]] = {}
         for where in self._fields:
-            field, lengths = where.field, np.ones(len(rows), dtype=np.int64)
+            field, sizes = where.field, where.sizes(rows)
+            out = empty(where.batch_shape(rows), field.storage)
             if field.ragged:
-                batch[field.ragged] = lengths = where.length[rows].astype(np.int64)
-                out = np.zeros(
-                    (len(rows), int(lengths.max(initial=0)), *field.item_shape), dtype=field.storage
-                )
-            else:
-                out = np.empty((len(rows), *field.item_shape), dtype=field.storage)
+                batch[field.ragged] = where.shape[rows, 0].astype(np.int64)
             if out.size:
-                self._fill(where, rows, parts, lengths * field.item_bytes, out)
+                places = row_places(out.reshape(len(rows), -1).view(np.uint8), sizes)
+                if self._cells is not None and self.store.coalesce_bytes:
+                    self._copy(where, self._cells, rows, parts, places)
+                else:
+                    self._fill(where, rows, parts, places)
             batch[field.name] = out
         return batch
 
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _fill(
-        self,
-        where: _FieldRows,
-        rows: NDArray[np.int64],
-        parts: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        out: NDArray[Any],
-    ) -> None:
-        """Read each row into the beginning of its place in `out`, in several threads if that pays."""
-        flat = out.reshape(len(rows), -1).view(np.uint8)
-        reads = _reads(where, rows, parts, sizes, flat)
-        pieces = max(1, int(sizes.sum()) // BYTES_A_THREAD)
-        if self.store.coalesce_bytes:  # a request takes long: all at once, and as few as can be
-            reads = _coalesced(reads, self.store.coalesce_bytes)
-            pieces = len(reads)
-        pieces = min(pieces, self._num_threads, len(reads))
-        if pieces == 1:
-            self._read(where, reads)
-            return
-        bounds = np.linspace(0, len(reads), pieces + 1).astype(int).tolist()
-        shares = [reads[start:stop] for start, stop in pairwise(bounds)]
-        list(self._pool.map(self._read, [where] * pieces, shares))
+    def _parts_of(self, rows: Ids) -> Ids:
+        """The part of each row, every one of them with its index loaded."""
+        parts: Ids = np.searchsorted(self.starts, rows, side="right") - 1
+        self.load(np.unique(parts[~self._loaded[parts]]).tolist())
+        return parts
 
-    def _read(self, where: _FieldRows, reads: list[Read]) -> None:
-        read_into, objects, crc32c, sound = self.store.read_into, where.objects, where.crc32c, where.sound
-        for part, offset, buffers, rows in reads:
+    def _copy(self, where: _FieldRows, cells: Cells, rows: Ids, parts: Ids, places: list[Bytes]) -> None:
+        """Rows out of runs of neighbours in memory; runs that are not there are fetched first."""
+        run, within = np.divmod(rows - self.starts[parts], cells.rows)
+        keys = [(where.field.name, part, n) for part, n in zip(parts.tolist(), run.tolist())]
+        found = {key: cells.get(key) for key in dict.fromkeys(keys)}
+        missing = [key for key, views in found.items() if views is None]
+        wanted = [self._run(part, number, cells.rows) for _, part, number in missing]
+        fetched = np.concatenate(wanted) if wanted else np.zeros(0, dtype=np.int64)
+        buffers = []
+        for run_rows in wanted:
+            ends = np.cumsum(where.sizes(run_rows))
+            buffers.append(np.split(np.empty(ends[-1], dtype=np.uint8), ends[:-1]))
+        of_part = np.array([part for (_, part, _), r in zip(missing, wanted) for _ in r], dtype=np.int64)
+        self._fill(where, fetched, of_part, [view for views in buffers for view in views])
+        for key, views in zip(missing, buffers):
+            found[key] = views
+            cells.put(key, views)
+        for key, row, place in zip(keys, within.tolist(), places):
+            kept = found[key]
+            assert kept is not None
+            place[:] = kept[row]
+
+    def _run(self, part: int, number: int, length: int) -> Ids:
+        """The rows of the `number`th run of neighbours in a part."""
+        start, stop = self.starts[part : part + 2].tolist()
+        first = start + number * length
+        return np.arange(first, min(first + length, stop), dtype=np.int64)
+
+    def _fill(self, where: _FieldRows, rows: Ids, parts: Ids, places: list[Bytes]) -> None:
+        """Read each row into its place and check it, in several threads if that pays."""
+        reads = row_reads(parts, where.offset[rows], places, where.chunk_bytes[parts], where.gap_bytes[parts])
+        if self.store.coalesce_bytes:  # a request takes long: all at once, and as few as can be
+            merged = coalesced(reads, self.store.coalesce_bytes)
+            list(self._pool.map(lambda read: self._read(where, [read]), merged))
+            reads = []
+        size, started = sum(map(len, places)), time.perf_counter()
+        most = self._num_threads if self._waits else size // BYTES_A_THREAD
+        pieces = max(1, min(most, self._num_threads, len(rows)))
+        bounds = [len(rows) * i // pieces for i in range(pieces + 1)]
+
+        def piece(bound: tuple[int, int]) -> None:
+            span = slice(*bound)
+            self._read(where, reads[span])
+            self._check(where, rows[span], parts[span], places[span])
+
+        first, *others = pairwise(bounds)
+        rest = [self._pool.submit(piece, bound) for bound in others]
+        piece(first)
+        for future in rest:
+            future.result()
+        spent = (time.perf_counter() - started) * pieces
+        self._waits = spent > SECONDS_A_READ * len(rows) + SECONDS_A_BYTE * size
+
+    def _read(self, where: _FieldRows, reads: Sequence[Read]) -> None:
+        read_into, objects = self.store.read_into, where.objects
+        for part, offset, buffers in reads:
             try:
                 count = read_into(objects[part], offset, buffers)
             except FileNotFoundError:
                 raise self._damaged(part, f"{objects[part]} is missing") from None
-            if count != sum(map(len, buffers)):
+            if count != (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))):
                 raise self._damaged(
-                    part, f"{where.field.name} ends before row {rows[-1][0] - self.starts[part]}"
+                    part, f"{where.field.name}: {objects[part]} ends before what was committed"
                 )
-            for row, data in rows:
-                if not sound[row]:
-                    if google_crc32c.value(data) != crc32c[row]:
-                        number = row - self.starts[part]
-                        raise self._damaged(part, f"{where.field.name}: crc32c of row {number} differs")
-                    sound[row] = not self.paranoid
+
+    def _check(self, where: _FieldRows, rows: Ids, parts: Ids, places: list[Bytes]) -> None:
+        """Each row against its crc32c, unless it has been checked before."""
+        new = np.arange(len(rows)) if self.paranoid else np.flatnonzero(~where.sound[rows])
+        if not len(new):
+            return
+        found = np.array([google_crc32c.value(places[i]) for i in new.tolist()], dtype=np.uint32)
+        wrong = new[found != where.crc32c[rows[new]]]
+        for i in wrong[:1].tolist():
+            part, number = int(parts[i]), int(rows[i] - self.starts[parts[i]])
+            raise self._damaged(part, f"{where.field.name}: crc32c of row {number} differs")
+        where.sound[rows[new]] = True
 
     def _load(self, part: int) -> PartIndex:
         self._check_sizes(part)
@@ -193,8 +267,8 @@ class ColumnRecords:
             extents = index.fields[where.field.name]
             where.chunk_bytes[part], where.gap_bytes[part] = extents.chunk_bytes, extents.gap_bytes
             where.offset[rows], where.crc32c[rows] = extents.offset, extents.crc32c
-            if where.field.ragged:
-                where.length[rows] = extents.shape[:, 0]
+            if where.field.varies:
+                where.shape[rows] = extents.shape
         self._loaded[part] = True
         return PartIndex(index.sample_index, index.key_hash, index.row_offsets, {})
 
@@ -212,51 +286,3 @@ class ColumnRecords:
 
     def _where(self, part: str) -> str:
         return f"--cache: {self.store}: column {self.column.name}, {part}"
-
-
-def _reads(
-    where: _FieldRows,
-    rows: NDArray[np.int64],
-    parts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    flat: NDArray[np.uint8],
-) -> list[Read]:
-    """One read a row, scattered around the gaps between chunks where the row runs over any."""
-    chunk, gap, offsets = where.chunk_bytes[parts], where.gap_bytes[parts], where.offset[rows]
-    room = chunk - offsets % np.maximum(chunk + gap, 1)
-    reads: list[Read] = []
-    whole = ((chunk == 0) | (sizes <= room)).tolist()
-    items = zip(flat, rows.tolist(), parts.tolist(), sizes.tolist(), offsets.tolist(), whole)
-    for number, (place, row, part, size, offset, unbroken) in enumerate(items):
-        data = place[:size]
-        buffers = [data]
-        if not unbroken:
-            buffers = _around_gaps(data, int(room[number]), int(chunk[number]), int(gap[number]))
-        reads.append((part, offset, buffers, [(row, data)]))
-    return reads
-
-
-def _around_gaps(data: NDArray[np.uint8], room: int, chunk: int, gap: int) -> list[Any]:
-    """Buffers for one read of a row that runs over the end of a chunk, `room` bytes further."""
-    buffers: list[Any] = [data[:room]]
-    for start in range(room, len(data), chunk):
-        buffers += [bytearray(gap), data[start : start + chunk]]
-    return buffers
-
-
-def _coalesced(reads: list[Read], most_between: int) -> list[Read]:
-    """Reads of one object at most so many bytes apart, as one; what lies between is read and dropped."""
-    merged: list[Read] = []
-    end = 0
-    for part, offset, buffers, rows in sorted(reads, key=lambda read: read[:2]):
-        size = sum(map(len, buffers))
-        if merged and merged[-1][0] == part:
-            between, start = offset - end, merged[-1][1]
-            if 0 <= between <= most_between and offset + size - start <= LARGEST_READ:
-                merged[-1][2].extend([bytearray(between)] * bool(between) + buffers)
-                merged[-1][3].extend(rows)
-                end = offset + size
-                continue
-        merged.append((part, offset, list(buffers), list(rows)))
-        end = offset + size
-    return merged

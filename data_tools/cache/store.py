@@ -9,7 +9,8 @@ import re
 import secrets
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -22,6 +23,10 @@ OPEN_FILES = 512
 "Most files that a local store keeps open."
 MOST_BUFFERS = 1024
 "Of one `preadv` (IOV_MAX)."
+
+WRITE_BYTES = 8 << 20
+"""Files are written in pieces of this size: the page cache then keeps them in large folios, from which rows
+are read up to a third faster than after writes of odd sizes."""
 
 Buffer = Any
 "Writable contiguous bytes: a memoryview, a bytearray, an ndarray of uint8."
@@ -119,11 +124,11 @@ def checked_name(name: str, url: str) -> str:
 class LocalStore:
     """A folder. Files that were read with `read_into` stay open, at most `OPEN_FILES` of them."""
 
+    concurrency = 16
     coalesce_bytes = 0
 
     def __init__(self, root: Path) -> None:
         self.root, self.url = root, str(root)
-        self.concurrency = max(2, min(4, os.cpu_count() or 1))
         self._files = _OpenFiles()
 
     def __str__(self) -> str:
@@ -142,7 +147,8 @@ class LocalStore:
         target = self._path(name)
         temporary = self._write_temporary(target, [data])
         try:
-            os.link(temporary, target)  # unlike rename, link never replaces; also holds on NFS
+            with _blaming(target, temporary):
+                os.link(temporary, target)  # unlike rename, link never replaces; also holds on NFS
         except FileExistsError:
             return False
         finally:
@@ -199,14 +205,13 @@ class LocalStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".tmp-{secrets.token_hex(4)}-{target.name}"
         try:
-            with temporary.open("xb", buffering=0) as file:
+            with _blaming(target, temporary), temporary.open("xb", buffering=WRITE_BYTES) as file:
                 for chunk in chunks:
-                    _write_all(file.fileno(), memoryview(chunk).cast("B"))
+                    file.write(chunk)
+                file.flush()
                 os.fsync(file.fileno())
-        except BaseException as err:
+        except BaseException:
             temporary.unlink(missing_ok=True)
-            if isinstance(err, OSError) and err.filename is None:  # a full disk: say where
-                raise OSError(err.errno, err.strerror, str(target)) from err
             raise
         return temporary
 
@@ -244,9 +249,15 @@ class _OpenFiles:
             self._open.clear()
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while len(data):
-        data = data[os.write(descriptor, data) :]
+@contextmanager
+def _blaming(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors that name the temporary file, or none (a full disk), name the file that was to be."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is not None and Path(err.filename) != temporary:
+            raise
+        raise OSError(err.errno, err.strerror, str(target)) from err
 
 
 def _sync_folder(folder: Path) -> None:

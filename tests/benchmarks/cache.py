@@ -97,8 +97,8 @@ def zarr_reader(root: Path, names: list[str]) -> Reader:
 
 def rate(read: Reader, num_samples: int, seconds: float, seed: int) -> float:
     """Samples per second over batches of a shuffled epoch, until the time is up."""
-    order = Order(num_samples, np.zeros(0, dtype=np.int64), BATCH, seed)
-    batches = [order.batch(step)[0] for step in range(num_samples // BATCH)]
+    order = Order.plain(num_samples, np.zeros(0, dtype=np.int64), BATCH, seed)
+    batches = [order.batch(step).sample for step in range(num_samples // BATCH)]
     started, step = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds or not step:
         read(batches[step % len(batches)])
@@ -122,7 +122,7 @@ def first_batch(root: Path, names: list[str]) -> float:
     """Milliseconds from nothing to the first batch, page cache warm."""
     started = time.perf_counter()
     reader = CacheReader(root, names)
-    samples = Order(reader.num_samples, np.zeros(0, dtype=np.int64), BATCH, 1).batch(0)[0]
+    samples = Order.plain(reader.num_samples, np.zeros(0, dtype=np.int64), BATCH, 1).batch(0).sample
     for name in names:
         reader.gather(name, reader.rows(name, samples)[0])
     return (time.perf_counter() - started) * 1e3

@@ -1,7 +1,10 @@
 """Several threads read one cache: a trainer's read-ahead and its validation do."""
 
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,3 +32,29 @@ def test_threads_that_push_out_each_others_files_read_the_right_rows(
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(read, range(4)))
+
+
+class FarStore(store.LocalStore):
+    """A folder whose every read takes a millisecond, as over a network."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.threads: set[int] = set()
+
+    def read_into(self, name: str, offset: int, buffers: Sequence[Any]) -> int:
+        self.threads.add(threading.get_ident())
+        threading.Event().wait(0.001)
+        return super().read_into(name, offset, buffers)
+
+
+def test_where_reads_wait_threads_share_the_next_batch(tmp_path: Path) -> None:
+    made = build(tmp_path)
+    far = FarStore(tmp_path)
+    reader = CacheReader(far, ["image"])
+    rows = reader.rows("image")[0][:8]
+    reader.gather("image", rows)
+    assert len(far.threads) == 1  # which has found that reads wait
+    batch = reader.gather("image", rows)
+    assert len(far.threads) > 2
+    wanted = np.stack([made["image"][f"k{i}"][0]["image_embeds"] for i in range(8)])
+    assert np.array_equal(batch["image_embeds"], wanted)

@@ -211,7 +211,7 @@ def test_a_name_that_leads_out_of_the_place_is_refused(store: Store, name: str) 
 
 def test_a_store_says_how_it_wants_to_be_read(store: Store) -> None:
     local = isinstance(store, LocalStore)
-    assert store.concurrency in ((2, 3, 4) if local else (32,))
+    assert store.concurrency == (16 if local else 32)
     assert store.coalesce_bytes == (0 if local else 1 << 20)
     assert str(store) == store.url
 
