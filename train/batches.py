@@ -1,28 +1,29 @@
 """Cache → tensors of this rank.
 
-One thread reads ahead: it gathers the records of coming micro-batches and pins them when a GPU is there;
-the training thread only moves them to the device. What is in a batch depends on (seed, step) alone.
+One thread reads ahead: it gathers the records of coming micro-batches, in pinned memory when a GPU is there,
+as far as `prefetch_bytes` go; the training thread only moves them to the device. What has been preloaded
+on the device needs no thread: its batches are made there. What is in a batch depends on (seed, step) alone.
 """
 
-import queue
-import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_tools.cache.order import Order
-from data_tools.cache.reader import CacheReader
+from data_tools.cache.mixture import Reader
+from data_tools.cache.reads import Ids
+from train.prefetch import Batch as Batch
+from train.prefetch import Prefetch
+from train.sampling import Ordering, Sampling
 
-READ_AHEAD = 4
-"Micro-batches that wait, read and pinned, for the training step."
-
-Batch = dict[str, Tensor]
+PREFETCH_MIB = 256
+"Of batches that wait, read and pinned, for the training step; a single one may be larger."
 
 
 @dataclass(frozen=True)
@@ -45,98 +46,131 @@ class Slice:
         return range(start, start + self.micro_batch_size)
 
 
+class Source(Protocol):
+    """Where the rows' values come from."""
+
+    device: torch.device
+    "Where its batches are made."
+
+    def collate(self, rows: dict[str, Ids], *, pinned: bool = False) -> Batch:
+        """The fields of some rows of each column, as tensors in their stored dtypes."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Rows are read when they are asked for."""
+
+    reader: Reader
+    device = torch.device("cpu")
+
+    def collate(self, rows: dict[str, Ids], *, pinned: bool = False) -> Batch:
+        return collate(self.reader, rows, pinned=pinned)
+
+
 class TrainingBatches:
     """Micro-batches of this rank, in order, from a given optimizer step on.
 
     Each is (batch on the device, positions (B,) in the global batch). `wait_seconds` is how long the
-    training step has waited for them.
+    training step has waited for them. `held_out` are the samples that are never drawn, in any order.
+    Raises `UserError` where there is nothing to draw.
     """
 
     def __init__(
         self,
-        reader: CacheReader,
-        held_out: NDArray[np.int64],
+        reader: Reader,
+        held_out: Ids,
         share: Slice,
         seed: int,
         device: torch.device,
+        *,
+        ordering: Ordering | None = None,
+        source: Source | None = None,
+        prefetch_bytes: int = PREFETCH_MIB << 20,
     ) -> None:
-        self.reader, self.share, self.device = reader, share, device
-        self.order = Order(reader.num_samples, np.sort(held_out), share.global_batch_size, seed)
-        self.wait_seconds = 0.0
+        self.share, self.device = share, device
+        self.sampling = Sampling(reader, held_out, share.global_batch_size, seed, ordering or Ordering())
+        self.source = source or Disk(reader)
+        self._prefetch = Prefetch(prefetch_bytes)
+        self._made_in_step = 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        return self._prefetch.wait_seconds + self._made_in_step
 
     def read(self, step: int, accumulation_round: int) -> Batch:
-        """One micro-batch on the CPU."""
-        chosen, epoch = self.order.share(step, self.share.positions(accumulation_round))
-
-        def rows(column: str) -> NDArray[np.int64]:
-            first, count = self.reader.rows(column, chosen)
-            return first + self.order.choice(chosen, epoch, count)
-
-        return collate(self.reader, {column: rows(column) for column in self.reader.columns})
+        """One micro-batch, where the source makes it."""
+        rows = self.sampling.rows(step, self.share.positions(accumulation_round))
+        return self.source.collate(rows, pinned=self.device.type == "cuda")
 
     def iterate(self, first_step: int, last_step: int) -> Generator[tuple[Batch, Tensor], None, None]:
         """All micro-batches of the steps first_step … last_step-1."""
-        ready: queue.Queue[Any] = queue.Queue(maxsize=READ_AHEAD)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, stop, first_step, last_step), daemon=True)
-        thread.start()
-        try:
-            for _ in range(first_step, last_step):
-                for accumulation_round in range(self.share.num_rounds):
-                    started = time.perf_counter()
-                    batch = ready.get()
-                    self.wait_seconds += time.perf_counter() - started
-                    if isinstance(batch, BaseException):
-                        raise batch
-                    positions = self.share.positions(accumulation_round)
-                    on_device = torch.arange(positions.start, positions.stop, device=self.device)
-                    yield self._to_device(batch), on_device
-        finally:
-            stop.set()
-            while thread.is_alive():  # it may be waiting for room in the queue
-                _drain(ready)
-                thread.join(timeout=0.01)
+        num_rounds = self.share.num_rounds
+        made = (self.read(step, n) for step in range(first_step, last_step) for n in range(num_rounds))
+        on_device = self.source.device == self.device and self.device.type != "cpu"
+        ready = self._timed(made) if on_device else self._prefetch.iterate(made)
+        with closing(ready):
+            for number, batch in enumerate(ready):
+                positions = self.share.positions(number % num_rounds)
+                numbers = torch.arange(positions.start, positions.stop, device=self.device)
+                yield to_device(batch, self.device), numbers
 
-    def _fill(self, ready: "queue.Queue[Any]", stop: threading.Event, first: int, last: int) -> None:
-        try:
-            for step in range(first, last):
-                for accumulation_round in range(self.share.num_rounds):
-                    batch = self.read(step, accumulation_round)
-                    if self.device.type == "cuda":
-                        batch = {name: value.pin_memory() for name, value in batch.items()}
-                    ready.put(batch)
-                    if stop.is_set():
-                        return
-        except BaseException as err:  # raised again in the training thread
-            ready.put(err)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+    def _timed(self, made: Iterator[Batch]) -> Generator[Batch, None, None]:
+        started = time.perf_counter()
+        for batch in made:
+            self._made_in_step += time.perf_counter() - started
+            yield batch
+            started = time.perf_counter()
 
 
-def _drain(ready: "queue.Queue[Any]") -> None:
-    while not ready.empty():
-        ready.get_nowait()
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def collate(reader: CacheReader, rows: dict[str, NDArray[np.int64]]) -> Batch:
+def collate(reader: Reader, rows: dict[str, Ids], *, pinned: bool = False) -> Batch:
     """The fields of some rows of each column, as tensors on the CPU in their stored dtypes."""
     batch: Batch = {}
     for column, numbers in rows.items():
-        batch.update(_tensors(reader, column, reader.gather(column, numbers)))
+        if pinned:
+            room = _PinnedRoom()
+            batch.update(tensors(reader, column, reader.gather(column, numbers, empty=room.empty), room.of))
+        else:
+            batch.update(tensors(reader, column, reader.gather(column, numbers)))
     return batch
 
 
-def null_conditions(reader: CacheReader, column: str, device: torch.device) -> Batch:
+def null_conditions(reader: Reader, column: str, device: torch.device) -> Batch:
     """The null condition of a column on the device, without a batch dimension."""
-    null = _tensors(reader, column, reader.null(column))
-    return {name: value.to(device) for name, value in null.items()}
+    return to_device(tensors(reader, column, reader.null(column)), device)
 
 
-def _tensors(reader: CacheReader, column: str, arrays: dict[str, Any]) -> Batch:
+def tensors(
+    reader: Reader,
+    column: str,
+    arrays: dict[str, Any],
+    as_tensor: Callable[[Any], Tensor] = torch.as_tensor,
+) -> Batch:
+    """A column's arrays as tensors on the same memory; bfloat16 is stored as uint16."""
     stored = {field.name: field.dtype for field in reader.columns[column].fields}
-    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     return {
-        name: tensor.view(torch.bfloat16) if stored.get(name) == "bfloat16" else tensor
-        for name, tensor in tensors.items()
+        name: as_tensor(array).view(torch.bfloat16) if stored.get(name) == "bfloat16" else as_tensor(array)
+        for name, array in arrays.items()
     }
+
+
+class _PinnedRoom:
+    """Hands out arrays of pinned memory, and knows their tensors."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, Tensor] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        like = torch.as_tensor(np.empty(0, dtype=dtype)).dtype
+        tensor = torch.empty(shape, dtype=like, pin_memory=True)
+        array: NDArray[Any] = tensor.numpy()
+        self._made[id(array)] = tensor
+        return array
+
+    def of(self, array: NDArray[Any]) -> Tensor:
+        """Its tensor; what was made elsewhere (lengths) is copied into pinned memory."""
+        made = self._made.get(id(array))
+        return torch.as_tensor(array).pin_memory() if made is None else made

@@ -2,19 +2,21 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools import models
 from data_tools.cache.identity import digest, hash_files
 from data_tools.cache.manifest import Cache
-from data_tools.cache.reader import CacheReader
+from data_tools.cache.mixture import Reader
+from data_tools.cache.places import CachePlace
 from data_tools.cache.store import open_store
 from data_tools.errors import UserError
 from train.export import Base
 
 
-def check_widths(reader: CacheReader, wanted: dict[str, int], model: str) -> None:
+def check_widths(reader: Reader, wanted: dict[str, int], model: str) -> None:
     """Raises `UserError`, beginning with `model`, for the first field whose width the model cannot take."""
     found = {field.name: field.shape[-1] for c in reader.columns.values() for field in c.fields}
     for field, width in wanted.items():
@@ -25,7 +27,7 @@ def check_widths(reader: CacheReader, wanted: dict[str, int], model: str) -> Non
             )
 
 
-def check_same_clip(model: Path, reader: CacheReader, *, flag: str) -> None:
+def check_same_clip(model: Path, reader: Reader, *, flag: str) -> None:
     """Refuse a model that an earlier run of ours trained on the embeddings of another CLIP.
 
     Raises `UserError` naming both sides. A model without run.json says nothing about its CLIP.
@@ -47,7 +49,7 @@ def _encoder(identity: dict[str, Any]) -> str:
     return digest({key: identity.get(key) for key in ("weights", "config")})[:12]
 
 
-def check_encoders(base: Base, made: dict[str, str], reader: CacheReader) -> None:
+def check_encoders(base: Base, made: dict[str, str], reader: Reader) -> None:
     """Refuse a base whose own encoders are not those that made the cache. `made`: component → its column.
 
     The encoders' files are part of the result, so a pipeline with others would be fed what it never saw.
@@ -79,8 +81,9 @@ def check_prior(name: str, *, flag: str) -> None:
         raise UserError(f"{flag}: {name}: no such folder, and not a hub id like {models.PRIOR}")
 
 
-def latents_column(cache: str | Path, resolution: int | None) -> str:
-    """The latents to train on. Raises `UserError` where there are none, or several and no choice."""
+def latents_column(places: Sequence[CachePlace], resolution: int | None) -> str:
+    """The latents to train on, of the first cache. Raises `UserError` for none, or several and no choice."""
+    cache = places[0].place
     names = Cache.open(open_store(cache)).column_names()
     found = [name for name in names if name.startswith("latents@")]
     listed = ", ".join(name.removeprefix("latents@") for name in found) or "none"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_tools import console
-from train.options import TrainOptions, shared_options
+from train.flags import shared_options
+from train.options import TrainOptions
 from train.ranks import said_once_a_node
 
 if TYPE_CHECKING:
-    from data_tools.cache.reader import CacheReader
+    from data_tools.cache.mixture import Reader
     from train.export import Base
     from train.task import Task
 
@@ -62,10 +63,9 @@ def train_decoder(
 
 def _prepare(
     decoder_model: str | None, prior_model: str | None, resolution: int | None, options: TrainOptions
-) -> "tuple[Task, CacheReader]":
+) -> "tuple[Task, Reader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
     from data_tools import models
-    from data_tools.cache.reader import CacheReader
     from data_tools.errors import UserError
     from train.compatibility import (
         check_encoders,
@@ -76,13 +76,15 @@ def _prepare(
     )
     from train.export import Base
     from train.load import required
+    from train.reading import open_reader
     from train.record import check_output
 
     check_output(options.output_dir, "unet")
-    latents = latents_column(options.cache, resolution)
-    reader = CacheReader(options.cache, ["image", latents], allow_partial=options.allow_partial)
-    name = decoder_model or models.recall(reader.columns[latents].model, reader.url, flag="--decoder-model")
-    prior = prior_model or models.recall(reader.columns["image"].model, reader.url, flag="--prior-model")
+    latents = latents_column(options.places, resolution)
+    reader = open_reader(options, ["image", latents])
+    first = options.places[0].place
+    name = decoder_model or models.recall(reader.columns[latents].model, first, flag="--decoder-model")
+    prior = prior_model or models.recall(reader.columns["image"].model, first, flag="--prior-model")
     check_prior(prior, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--decoder-model")
     config = models.config(folder / "unet", flag="--decoder-model")
@@ -102,10 +104,10 @@ def _prepare(
         )
     base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
     check_encoders(base, {"movq": latents}, reader)
-    return make_task(base, prior, options, field.item_shape), reader
+    return make_task(base, prior, options), reader
 
 
-def make_task(base: "Base", prior: str, options: TrainOptions, latents_shape: tuple[int, ...]) -> "Task":
+def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
     """The decoder's task: model, loss and export."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -130,7 +132,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions, latents_shape: tu
         model=unet,
         module=unet,
         null_column="image",
-        noise_shape=latents_shape,
+        noised="latents",
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,

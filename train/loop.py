@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor
 from tqdm import tqdm
 
-from data_tools.cache.reader import CacheReader
+from data_tools.cache.mixture import Reader
 from data_tools.errors import UserError
 from train import checkpoint
 from train.batches import Batch, Slice, TrainingBatches, null_conditions
@@ -27,6 +27,7 @@ from train.meter import Meter, require_finite
 from train.metrics import MetricsFile, draw_losses
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
+from train.reading import open_source, ordering
 from train.record import check_continuation, open_run, run_record
 from train.schedules import lr_factor
 from train.task import Task
@@ -35,7 +36,7 @@ from train.validation import Samples, held_out_loss
 PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
-def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
+def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
     """Train, validate, checkpoint, export. Raises `UserError` before anything is written."""
     accelerator = make_accelerator(options)
     share = Slice(
@@ -45,9 +46,16 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         options.gradient_accumulation_steps,
     )
     held = reader.held_out(options.validation_fraction)
-    num_samples = reader.num_samples - len(held)
-    if not num_samples:
-        raise UserError(f"--cache: {reader.url}: no sample to train on ({len(held)} held out)")
+    batches = TrainingBatches(
+        reader,
+        held,
+        share,
+        options.seed,
+        accelerator.device,
+        ordering=ordering(options, share),
+        prefetch_bytes=options.prefetch_mib << 20,
+    )
+    num_samples = batches.sampling.samples_per_epoch
     total_steps = options.total_steps(num_samples, share.world_size)
     resume = checkpoint.find(options.output_dir, options.resume_from_checkpoint)
     resolved = {
@@ -65,12 +73,12 @@ def fit(task: Task, reader: CacheReader, options: TrainOptions) -> None:
         return
     run = Run(task, reader, held[: options.validation_samples], options, accelerator, total_steps)
     first_step = run.resume(resume)
+    batches.source = open_source(reader, options, accelerator)
     if accelerator.is_main_process:
         open_run(options.output_dir, record, resume)
         if options.validation_fraction and not len(held):
             what = f"--validation-fraction: {options.validation_fraction} of {reader.num_samples} samples"
             click.echo(f"{what} holds out none; there is no validation loss", err=True)
-    batches = TrainingBatches(reader, held, share, options.seed, accelerator.device)
     try:
         run.train(batches, first_step)
     except KeyboardInterrupt:
@@ -112,7 +120,7 @@ class Run:
     def __init__(
         self,
         task: Task,
-        reader: CacheReader,
+        reader: Reader,
         held: Samples,
         options: TrainOptions,
         accelerator: Accelerator,
@@ -163,7 +171,14 @@ class Run:
                         bar.set_postfix_str(meter.as_text(values), refresh=False)
                 if validates and len(self.held):
                     value = held_out_loss(
-                        self.task, self.loss, self.null, self.reader, self.held, options, self.accelerator
+                        self.task,
+                        self.loss,
+                        self.null,
+                        self.reader,
+                        batches.source,
+                        self.held,
+                        options,
+                        self.accelerator,
                     )
                     require_finite(value, "validation loss", f"at step {step}")
                     if metrics:
@@ -188,7 +203,7 @@ class Run:
                 options.seed,
                 step,
                 positions,
-                shape=task.noise_shape,
+                shape=tuple(batch[task.noised].shape[1:]),
                 num_train_timesteps=task.num_train_timesteps,
                 cond_dropout=options.cond_dropout,
             )

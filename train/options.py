@@ -1,24 +1,22 @@
-"""Options that both trainers share: a frozen dataclass, and the click flags that fill it.
+"""Options that both trainers share; `train.flags` fills them."""
 
-The flags keep the words of diffusers' Kandinsky 2.2 scripts, dashes or underscores.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import click
-
+from data_tools.cache.places import CachePlace, parse_places
 from data_tools.cache.store import local_folder
 from data_tools.errors import UserError
-from train import schedules
+
+LENGTH_WINDOW = 32
+"Global batches whose captions are sorted by length together, not more than an epoch has."
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    cache: str
-    "A folder, or a URL that `open_store` takes."
+    cache: tuple[str, ...]
+    "Each a folder or a URL that `open_store` takes, with `=WEIGHT` or without."
     output_dir: Path
     seed: int
 
@@ -66,12 +64,40 @@ class TrainOptions:
     allow_partial: bool
     dry_run: bool
 
+    order: str
+    "`global`, `block`, or `auto`: block where a cache is on an object store."
+    tail: Literal["wrap", "drop"]
+    "What becomes of an epoch's last samples that fill no batch."
+    preload: Literal["none", "ram", "device"]
+    prefetch_mib: int
+    "MiB of batches that wait for the training step."
+    paranoid: bool
+    "Check each record's crc32c whenever it is read, not only the first time."
+    group_by_length: bool = False
+    "Batches of captions of like length."
+
     def __post_init__(self) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise UserError(f"--output-dir: {self.output_dir} is a file, wanted a folder")
-        folder = local_folder(self.cache)
-        if folder is not None and self.output_dir.resolve() == folder.resolve():
-            raise UserError(f"--output-dir: {self.output_dir} is the cache, wanted a folder of its own")
+        for given in self.places:
+            folder = local_folder(given.place)
+            if folder is not None and self.output_dir.resolve() == folder.resolve():
+                raise UserError(f"--output-dir: {self.output_dir} is the cache, wanted a folder of its own")
+
+    @cached_property
+    def places(self) -> tuple[CachePlace, ...]:
+        """The caches. Raises `UserError`."""
+        return parse_places(self.cache)
+
+    @property
+    def order_kind(self) -> Literal["global", "block"]:
+        """What `auto` stands for."""
+        remote = self.order == "auto" and any(given.is_remote for given in self.places)
+        return "block" if remote or self.order == "block" else "global"
+
+    def length_window(self, world_size: int) -> int:
+        """Global batches that are sorted by length together; 1: none."""
+        return LENGTH_WINDOW if self.group_by_length and self.global_batch_size(world_size) > 1 else 1
 
     def global_batch_size(self, world_size: int) -> int:
         """Samples per optimizer step, over all ranks and accumulation rounds."""
@@ -82,112 +108,3 @@ class TrainOptions:
         if self.max_train_steps is not None:
             return self.max_train_steps
         return -(-num_samples * self.num_train_epochs // self.global_batch_size(world_size))
-
-
-_POSITIVE = click.IntRange(min=1)
-_NOT_NEGATIVE = click.FloatRange(min=0)
-_SHARE = click.FloatRange(min=0, max=1, max_open=True)
-
-_CACHE = click.option(
-    "--cache", required=True, metavar="DIR|URL", help="Made by precompute; also s3://bucket/prefix."
-)
-
-
-def _output_dir(default: str) -> Callable[..., Any]:
-    return click.option(
-        "--output-dir",
-        type=click.Path(path_type=Path),
-        default=Path(default),
-        show_default=True,
-        metavar="DIR",
-        help="Gets the finished pipeline, checkpoints, metrics.jsonl and loss.png.",
-    )
-
-
-_OPTIONS = [
-    click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True),
-    # Optimization.
-    click.option("--num-train-epochs", type=_POSITIVE, default=100, show_default=True, metavar="EPOCHS"),
-    click.option("--max-train-steps", type=_POSITIVE, metavar="STEPS", help="Overrides --num-train-epochs."),
-    click.option(
-        "--train-batch-size",
-        type=_POSITIVE,
-        default=16,
-        show_default=True,
-        metavar="SAMPLES",
-        help="Per device and accumulation round.",
-    ),
-    click.option(
-        "--gradient-accumulation-steps", type=_POSITIVE, default=1, show_default=True, metavar="ROUNDS"
-    ),
-    click.option("--learning-rate", type=_NOT_NEGATIVE, default=1e-4, show_default=True),
-    click.option("--lr-scheduler", type=click.Choice(schedules.NAMES), default="constant", show_default=True),
-    click.option(
-        "--lr-warmup-steps", type=click.IntRange(min=0), default=500, show_default=True, metavar="STEPS"
-    ),
-    click.option(
-        "--lr-num-cycles", type=_POSITIVE, default=1, show_default=True, help="Of cosine_with_restarts."
-    ),
-    click.option("--lr-power", type=_NOT_NEGATIVE, default=1.0, show_default=True, help="Of polynomial."),
-    click.option(
-        "--snr-gamma",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="GAMMA",
-        help="Min-SNR loss weights (Hang et al. 2023); 5.0 is the paper's.",
-    ),
-    click.option(
-        "--cond-dropout",
-        type=_SHARE,
-        default=0.1,
-        show_default=True,
-        metavar="P",
-        help="Replace the condition by the null condition, for classifier-free guidance; 0 is the reference.",
-    ),
-    click.option(
-        "--max-grad-norm", type=_NOT_NEGATIVE, default=1.0, show_default=True, help="0: no clipping."
-    ),
-    click.option("--adam-beta1", type=_SHARE, default=0.9, show_default=True),
-    click.option("--adam-beta2", type=_SHARE, default=0.999, show_default=True),
-    click.option(
-        "--adam-weight-decay", type=_NOT_NEGATIVE, default=0.0, show_default=True, help="Of matrices only."
-    ),
-    click.option("--adam-epsilon", type=_NOT_NEGATIVE, default=1e-8, show_default=True),
-    # Performance.
-    click.option(
-        "--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), help="[default: accelerate's config]"
-    ),
-    click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more compute."),
-    click.option("--allow-tf32", is_flag=True),
-    # Validation: the loss on held-out samples, with the same noise each time.
-    click.option(
-        "--validation-fraction", type=_SHARE, default=0.02, show_default=True, help="Held out of training."
-    ),
-    click.option("--validation-steps", type=_POSITIVE, default=500, show_default=True, metavar="STEPS"),
-    click.option("--validation-samples", type=_POSITIVE, default=256, show_default=True, metavar="SAMPLES"),
-    # Output and resuming.
-    click.option("--logging-steps", type=_POSITIVE, default=10, show_default=True, metavar="STEPS"),
-    click.option("--checkpointing-steps", type=_POSITIVE, default=500, show_default=True, metavar="STEPS"),
-    click.option(
-        "--checkpoints-total-limit", type=_POSITIVE, metavar="COUNT", help="Older ones are deleted."
-    ),
-    click.option(
-        "--resume-from-checkpoint",
-        default="latest",
-        show_default=True,
-        metavar="latest|DIR",
-        help="The same command again resumes from the last checkpoint in --output-dir.",
-    ),
-    click.option("--allow-partial", is_flag=True, help="Train on the finished parts of an unfinished cache."),
-    click.option("-n", "--dry-run", is_flag=True, help="Check everything, print the plan, train nothing."),
-]
-
-
-def shared_options(*, output_dir: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the flags of `TrainOptions`, in the order above; `output_dir` is that flag's default."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed([_CACHE, _output_dir(output_dir), *_OPTIONS]):
-            command = option(command)
-        return command
-
-    return decorate

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_tools import console
-from train.options import TrainOptions, shared_options
+from train.flags import shared_options
+from train.options import TrainOptions
 from train.ranks import said_once_a_node
 
 if TYPE_CHECKING:
-    from data_tools.cache.reader import CacheReader
+    from data_tools.cache.mixture import Reader
     from train.export import Base
     from train.task import Task
 
@@ -27,6 +28,12 @@ SUBFOLDERS = ("prior", "scheduler")
     "--pretrained-prior-model-name-or-path",
     metavar="REPO|DIR",
     help="Start from this prior.  [default: the repository the cache's text column was made with]",
+)
+@click.option(
+    "--group-by-length/--no-group-by-length",
+    default=True,
+    show_default=True,
+    help="Batches of captions of like length: less padding, each sample still once an epoch.",
 )
 @shared_options(output_dir="kandi_2_2-prior-finetuned")
 def train_prior(prior_model: str | None, **options: Any) -> None:
@@ -45,18 +52,19 @@ def train_prior(prior_model: str | None, **options: Any) -> None:
         fit(*_prepare(prior_model, resolved), resolved)
 
 
-def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, CacheReader]":
+def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, Reader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
     from data_tools import models
-    from data_tools.cache.reader import CacheReader
     from train.compatibility import check_encoders, check_same_clip, check_widths
     from train.export import Base
     from train.load import required
+    from train.reading import open_reader
     from train.record import check_output
 
     check_output(options.output_dir, "prior")
-    reader = CacheReader(options.cache, ["image", "text"], allow_partial=options.allow_partial)
-    name = prior_model or models.recall(reader.columns["text"].model, reader.url, flag="--prior-model")
+    reader = open_reader(options, ["image", "text"])
+    first = options.places[0].place
+    name = prior_model or models.recall(reader.columns["text"].model, first, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--prior-model")
     config = models.config(folder / "prior", flag="--prior-model")
     dim = required(config, "embedding_dim", folder / "prior", "--prior-model")
@@ -105,7 +113,7 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
         model=prior,
         module=module,
         null_column="text",
-        noise_shape=(prior.config["embedding_dim"],),
+        noised="image_embeds",
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=module.enable_gradient_checkpointing,

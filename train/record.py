@@ -10,24 +10,24 @@ import click
 
 from data_tools.cache.identity import digest
 from data_tools.cache.manifest import PLAN
-from data_tools.cache.reader import CacheReader
+from data_tools.cache.mixture import Mixture, Reader
 from data_tools.errors import UserError
 from train.options import TrainOptions
 from train.task import Task
 from train.writing import writing
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
-MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run"}
+MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run", "preload", "prefetch_mib", "paranoid"}
 "Options that may differ between a run and its continuation without a word."
+FIXED = {"order": "--order", "tail": "--tail", "group_by_length": "--group-by-length", "weights": "--cache"}
+"What decides which samples a batch holds → its flag: a continuation has the same."
 COMMANDS = {"prior": "train-prior", "unet": "train-decoder"}
 "What a run's `trains` says → who trains it."
 DERIVED = ("global_batch_size", "total_steps", "train_samples")
 "Numbers on which the order of samples and the schedule depend; they also change with ranks and the cache."
 
 
-def run_record(
-    task: Task, reader: CacheReader, options: TrainOptions, resolved: dict[str, Any]
-) -> dict[str, Any]:
+def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict[str, Any]) -> dict[str, Any]:
     """Options as given, numbers derived from them, the cache's identity, library versions."""
     given = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
     columns = {name: column.identity for name, column in reader.columns.items()}
@@ -39,9 +39,11 @@ def run_record(
         **resolved,
         "cache": {
             "plan": PLAN,
+            "samples": _counts(reader),
             "columns": columns,
             "identities": {name: digest(identity) for name, identity in columns.items()},
         },
+        "ordering": _ordering(reader, options),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
 
@@ -74,9 +76,48 @@ def check_continuation(record: dict[str, Any], resume: Path, flag: str) -> None:
         old, new = found.get(name, "nothing"), wanted.get(name, "nothing")
         if old != new:
             raise UserError(
-                f"--cache: column {name} of {record['options']['cache']} is {new[:12]}, but {resume} was "
-                f"trained on {old[:12]} of {before['options']['cache']}; give that, or another --output-dir"
+                f"--cache: column {name} of {_caches(record)} is {new[:12]}, but {resume} was "
+                f"trained on {old[:12]} of {_caches(before)}; give that, or another --output-dir"
             )
+    _check_ordering(before, record, resume)
+
+
+def _check_ordering(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
+    """Raises `UserError` for what would give the steps to come other samples than the run would have had."""
+    old, new = before.get("ordering", {}), record["ordering"]
+    for name, flag in FIXED.items():
+        if name in old and old[name] != new[name]:
+            found, wanted = _said(name, new[name], record), _said(name, old[name], before)
+            raise UserError(
+                f"{flag}: {found}, but {resume} was trained with {wanted}; give that, or another --output-dir"
+            )
+
+
+def _ordering(reader: Reader, options: TrainOptions) -> dict[str, Any]:
+    weights = reader.weights if isinstance(reader, Mixture) else None
+    return {
+        "order": options.order_kind,
+        "tail": options.tail,
+        "group_by_length": options.group_by_length,
+        "weights": weights or ["none"] * len(options.places),
+    }
+
+
+def _said(name: str, value: Any, record: dict[str, Any]) -> str:
+    if name == "weights":
+        return f"{_caches(record)} of weights {', '.join(map(str, value))}"
+    return str(value).lower()
+
+
+def _counts(reader: Reader) -> list[int]:
+    """Samples of each cache."""
+    return reader.counts.tolist() if isinstance(reader, Mixture) else [reader.num_samples]
+
+
+def _caches(record: dict[str, Any]) -> str:
+    """All of them, as they were given; before there could be several it was one text."""
+    given = record["options"]["cache"]
+    return given if isinstance(given, str) else ", ".join(given)
 
 
 def open_run(output: Path, record: dict[str, Any], resume: Path | None) -> None:

@@ -25,8 +25,8 @@ class Task:
     "What the step calls: `model`, or a wrapper around it."
     null_column: str
     "Column whose null condition replaces dropped conditions."
-    noise_shape: tuple[int, ...]
-    "Of one sample."
+    noised: str
+    "Field of the batch that noise is added to; the noise of a batch has its shape."
     num_train_timesteps: int
     make_loss: Callable[[torch.device], Loss]
     enable_gradient_checkpointing: Callable[[], None]

@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from data_tools.cache.reader import CacheReader
+from data_tools.cache.mixture import Reader
 from train import decoder, prior
 from train.options import TrainOptions
 from train.task import Task
@@ -51,14 +51,15 @@ class Ended:
         return [line for line in lines if line.strip() and "it/s" not in line]
 
 
-def arguments(cache: Path | str, output: Path, *flags: str) -> list[str]:
+def arguments(cache: Path | str | list[Path | str], output: Path, *flags: str) -> list[str]:
     """The command line of most tests: without validation, one line of metrics a step. Later flags win."""
+    caches = [f"--cache={place}" for place in (cache if isinstance(cache, list) else [cache])]
     small = ["--train-batch-size", "4", "--max-train-steps", "3"]
     quiet = ["--validation-fraction", "0", "--logging-steps", "1"]
-    return ["--cache", str(cache), "--output-dir", str(output), *small, *quiet, *map(str, flags)]
+    return [*caches, "--output-dir", str(output), *small, *quiet, *map(str, flags)]
 
 
-def train(kind: str, cache: Path | str, output: Path, *flags: str) -> Path:
+def train(kind: str, cache: Path | str | list[Path | str], output: Path, *flags: str) -> Path:
     """Run a trainer in this process; raises what it raises. Returns `output`."""
     forget_accelerator()
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -82,7 +83,7 @@ def program(kind: str, *command_line: str) -> Ended:
     raise AssertionError("a program ends with an exit code")
 
 
-def prepared(kind: str, cache: Path, output: Path, *flags: str) -> tuple[Task, CacheReader, TrainOptions]:
+def prepared(kind: str, cache: Path, output: Path, *flags: str) -> tuple[Task, Reader, TrainOptions]:
     """Task, reader and options as the command makes them, before the loop starts."""
     forget_accelerator()
     params = COMMANDS[kind].make_context(kind, arguments(cache, output, *flags)).params

@@ -147,7 +147,7 @@ def test_closing_early_leaves_no_thread(reader, taken):
 
 
 def assert_one_thread():
-    assert not [thread for thread in threading.enumerate() if "_fill" in thread.name]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_tools import images
 from data_tools.cache.manifest import Cache
+from data_tools.cache.order import choice
 from data_tools.cache.store import LocalStore
 from tests.online import OnlineModels, online_decoder_loss, online_prior_loss
 from tests.precompute.pictures import LONG
@@ -42,17 +43,17 @@ def cached_step(kind, cache, output, step, dropout, snr_gamma):
         options.seed,
         step,
         positions,
-        shape=task.noise_shape,
+        shape=tuple(batch[task.noised].shape[1:]),
         num_train_timesteps=task.num_train_timesteps,
         cond_dropout=dropout,
     )
     losses = task.make_loss(CPU)(task.module, batch, null_conditions(reader, task.null_column, CPU), draws)
     losses.mean().backward()
     gradients = {name: p.grad for name, p in task.model.named_parameters() if p.requires_grad}
-    chosen, epoch = batches.order.batch(step)
-    counts = reader.rows("text")[1][chosen] if kind == "prior" else np.ones_like(chosen)
-    captions = batches.order.choice(chosen, epoch, counts)
-    shown = list(zip(reader.key_hashes(chosen).tolist(), captions.tolist()))
+    drawn = batches.sampling.order.batch(step)
+    counts = reader.rows("text")[1][drawn.sample] if kind == "prior" else np.ones_like(drawn.sample)
+    captions = choice(options.seed, drawn.sample, drawn.epoch, counts, what="captions")
+    shown = list(zip(reader.key_hashes(drawn.sample).tolist(), captions.tolist()))
     reader.close()
     return losses.detach(), gradients, shown, draws
 

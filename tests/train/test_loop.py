@@ -14,6 +14,7 @@ from data_tools.cache.reader import CacheReader
 from tests.train import runs
 from train.batches import Slice, TrainingBatches, null_conditions
 from train.draws import draw
+from train.reading import ordering
 from train.schedules import lr_factor
 
 CPU = torch.device("cpu")
@@ -38,12 +39,13 @@ def test_loss_falls_on_a_few_samples(kind, rate, steps, cache, tmp_path):
 def test_each_steps_loss_is_that_of_its_own_samples_and_draws(kind, cache, tmp_path):
     flags = ("--learning-rate", "0", "--seed", "5", "--cond-dropout", "0.3", "--max-train-steps", "3")
     output = runs.train(kind, cache, tmp_path / "out", *flags)
-    task, reader, _ = runs.prepared(kind, cache, tmp_path / "out", *flags)
-    batches = TrainingBatches(reader, np.arange(0), Slice(0, 1, 4, 1), 5, CPU)
+    task, reader, options = runs.prepared(kind, cache, tmp_path / "out", *flags)
+    share = Slice(0, 1, 4, 1)
+    batches = TrainingBatches(reader, np.arange(0), share, 5, CPU, ordering=ordering(options, share))
     null, loss = null_conditions(reader, task.null_column, CPU), task.make_loss(CPU)
     wanted = {}
     for step, (batch, positions) in enumerate(batches.iterate(0, 3)):
-        random = {"shape": task.noise_shape, "num_train_timesteps": 1000, "cond_dropout": 0.3}
+        random = {"shape": batch[task.noised].shape[1:], "num_train_timesteps": 1000, "cond_dropout": 0.3}
         losses = loss(task.module, batch, null, draw(5, step, positions, **random))
         wanted[step + 1] = losses.mean().item()
     assert len(set(wanted.values())) == 3
@@ -138,11 +140,11 @@ def test_held_out_samples_are_never_trained_on(cache, tmp_path, monkeypatch):
     read = {"training": set(), "validation": set()}
     gather = CacheReader.gather
 
-    def spy(self, column, rows):
+    def spy(self, column, rows, **options):
         if column == "image":
             where = "validation" if threading.current_thread() is threading.main_thread() else "training"
             read[where].update(rows.tolist())
-        return gather(self, column, rows)
+        return gather(self, column, rows, **options)
 
     monkeypatch.setattr(CacheReader, "gather", spy)
     flags = ("--validation-fraction", "0.3", "--max-train-steps", "10", "--train-batch-size", "8")
@@ -197,7 +199,7 @@ def test_run_json_says_what_was_asked_for_and_from_what(finished, cache):
     for kind, output in finished.items():
         found = json.loads((output / "run.json").read_text())
         assert found["trains"] == runs.TRAINED[kind]
-        assert found["options"]["cache"] == str(cache)
+        assert found["options"]["cache"] == [str(cache)]
         assert found["options"]["snr_gamma"] == 5
         assert found["total_steps"] == 6
         assert found["global_batch_size"] == 4

@@ -29,7 +29,7 @@ def test_validation_drops_no_condition_and_draws_by_the_place_of_a_sample(size, 
     held = reader.held_out(0.4)
     assert len(held) > 3
     batch = collate(reader, {column: reader.rows(column, held)[0] for column in reader.columns})
-    random = {"shape": task.noise_shape, "num_train_timesteps": task.num_train_timesteps}
+    random = {"shape": batch[task.noised].shape[1:], "num_train_timesteps": task.num_train_timesteps}
     draws = draw(5, 0, torch.arange(len(held)), **random, cond_dropout=0.0, purpose=Purpose.VALIDATION)
     null, loss = null_conditions(reader, task.null_column, CPU), task.make_loss(CPU)
     with torch.no_grad():
