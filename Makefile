@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test bench bench-cache clean
+.PHONY: help install demo lint format test test-faults bench bench-cache clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,7 +43,10 @@ format: install  ## let ruff rewrite the files
 	ruff format .
 
 test: install  ## all tests that need neither a GPU nor minutes
-	pytest -m 'not gpu and not slow'
+	pytest -m 'not gpu and not slow and not faults'
+
+test-faults: install  ## the long fault tests: killed writers, every damage, full disks
+	pytest -m faults
 
 bench: bench-cache  ## all measurements that run here
 
