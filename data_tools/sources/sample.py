@@ -25,6 +25,26 @@ class Sample:
     "Time of the last change, nanoseconds since 1970; where it is as before, so is the picture."
     xxh3_128: str = ""
     "Hash of the picture's file, taken when the plan is made; empty if it cannot be read."
+    source: int = 0
+    "Which of several sources lists it, in the order of `--data`."
+    problem: str = ""
+    "Why the picture cannot be used, where that shows when it is listed."
+    caption_problem: str = ""
+    "Why it has no caption, where there is more to say than that it has none."
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How captions and pictures are found in a source."""
+
+    caption_columns: tuple[str, ...] = ("text",)
+    "Columns (or JSON keys) with a caption or a list of them; several: all their captions."
+    image_column: str | None = None
+    "Column with the picture's path or bytes; None: the usual names are tried."
+    caption_lines: bool = False
+    "Each line of a caption file is a caption of its own."
+    lenient: bool = False
+    "Decode captions that are not UTF-8 with replacement characters."
 
 
 class Source(Protocol):
