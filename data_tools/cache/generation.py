@@ -35,8 +35,9 @@ part (and 24 for each shape in it), half a byte a sample (for `low`) and twenty 
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -133,14 +134,17 @@ def current(cache: Cache, column: Column, plan: list[Part]) -> Generation:
 def publish(cache: Cache, column: Column, plan: list[Part], *, rebuild: bool = False) -> None:
     """Write the next generation if anything was committed since the last; `rebuild` starts from nothing.
 
-    A rebuilt one is written where it differs. Of several workers that publish at once one wins; what the
-    others committed is in a later generation, and until then `current` finds it.
+    A rebuilt one is written where it differs, and damaged ones are removed. Of several workers that publish
+    at once one wins; what the others committed is in a later generation, and until then `current` finds it.
     """
     known = _known(cache, column) if rebuild else latest(cache, column)
     made = _extended(cache, column, plan, _empty(column) if rebuild else known)
     if not all(np.array_equal(value, vars(known)[name]) for name, value in vars(made).items()):
         newest = max(_numbers(cache, column), default=0)
         cache.store.create(f"{_folder(column)}/{newest + 1:06d}.npz", made.dump())
+    for name in _damaged(cache, column) if rebuild else []:
+        with suppress(FileNotFoundError):  # another worker was first
+            cache.store.remove(name)
 
 
 def is_outdated(cache: Cache, column: Column) -> bool:
@@ -148,6 +152,18 @@ def is_outdated(cache: Cache, column: Column) -> bool:
     return not cache.committed(column).issuperset(
         name.decode() for name in latest(cache, column).part.tolist()
     )
+
+
+def _damaged(cache: Cache, column: Column) -> Iterator[str]:
+    """Names of the generations whose bytes have changed."""
+    for number in _numbers(cache, column):
+        name = f"{_folder(column)}/{number:06d}.npz"
+        try:
+            load(cache, column, name)
+        except ValueError:
+            yield name
+        except (KeyError, FileNotFoundError):
+            continue
 
 
 def _known(cache: Cache, column: Column) -> Generation:

@@ -223,7 +223,7 @@ def test_precompute_and_train_prior_work_on_s3_as_in_a_folder(
     assert "nothing to do" in precompute(pictures, place, pocket, "--dtype", "fp32")
     assert_same_records(records(place, REAL_COLUMNS), records(cache, REAL_COLUMNS))
     assert inspect(place)["columns"].keys() == {*COLUMNS[:2], "latents@64"}
-    flags = ("--prior-model", str(pocket / "prior"), "--validation-fraction", "0.2")
+    flags = ("--prior-model", str(pocket / "prior"), "--validation-fraction", "0.2", "--order", "global")
     outputs = [runs.train("prior", at, tmp_path / name, *flags) for at, name in ((cache, "a"), (place, "b"))]
     assert runs.metrics(outputs[0]) == runs.metrics(outputs[1])
     first, second = (runs.weights(output / runs.TRAINED["prior"]) for output in outputs)

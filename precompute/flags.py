@@ -1,0 +1,142 @@
+"""The flags of `precompute`, in the order in which `--help` shows them."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from data_tools import images, models
+
+PRECISION = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def _columns(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    for name in names:
+        if not re.fullmatch(r"image|text|latents@[1-9]\d*", name):
+            raise click.BadParameter(f"found {name!r}, wanted image, text or latents@RESOLUTION")
+    return names
+
+
+_OPTIONS = [
+    # Main options.
+    click.option("--data", "--train-data-dir", required=True, metavar="DIR", help="Pictures with captions."),
+    click.option(
+        "--cache", required=True, metavar="DIR|URL", help="The cache to fill; also s3://bucket/prefix."
+    ),
+    click.option(
+        "--prior-model",
+        "--pretrained-prior-model-name-or-path",
+        default=models.PRIOR,
+        show_default=True,
+        metavar="REPO|DIR",
+        help="Has the CLIP text and vision encoders.",
+    ),
+    click.option(
+        "--decoder-model",
+        "--pretrained-decoder-model-name-or-path",
+        default=models.DECODER,
+        show_default=True,
+        metavar="REPO|DIR",
+        help="Has the MoVQ encoder.",
+    ),
+    click.option(
+        "--resolution",
+        multiple=True,
+        type=click.IntRange(min=64),
+        metavar="PX",
+        help="Side of the squares for the decoder; may be given several times.  [default: 512]",
+    ),
+    click.option(
+        "--columns",
+        callback=_columns,
+        metavar="NAMES",
+        help="Only these, separated by commas: image, text, latents@PX.  "
+        "[default: image,text and --resolution]",
+    ),
+    click.option("--caption-column", default="text", show_default=True, metavar="NAME"),
+    # What is stored.
+    click.option(
+        "--precision",
+        type=click.Choice([*PRECISION]),
+        help="Arithmetic of the encoders.  [default: fp16 on a GPU, fp32 on the CPU]",
+    ),
+    click.option(
+        "--dtype", type=click.Choice([*PRECISION]), default="fp16", show_default=True, help="As stored."
+    ),
+    click.option(
+        "--alpha",
+        type=click.Choice(images.ALPHA),
+        default="white",
+        show_default=True,
+        help="Transparent pictures: laid on white, or alpha dropped as the diffusers scripts do.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1, max=images.MAX_PIXELS),
+        default=images.MAX_PIXELS,
+        show_default=True,
+        metavar="PIXELS",
+        help="Reject larger pictures.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["zarr", "webdataset"]),
+        default="zarr",
+        show_default=True,
+        help="Container of new parts: zarr groups or tars.",
+    ),
+    click.option(
+        "--tar-block",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="ROWS",
+        help="Rows in each member of a tar; 1: the classic one sample a key.  [default: 1 to 2.5 MB]",
+    ),
+    # How the work is done.
+    click.option(
+        "--part-size",
+        type=click.IntRange(min=1),
+        metavar="SAMPLES",
+        help="Unit of work and of commit.  [default: 2048; of an existing cache, its own]",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="SAMPLES"
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=min(8, os.cpu_count() or 1),
+        show_default="CPU cores, at most 8",
+        metavar="THREADS",
+        help="Decode pictures.",
+    ),
+    click.option("--device", metavar="NAME", help="[default: cuda if there is one, else cpu]"),
+    click.option(
+        "--prompts",
+        default="",
+        metavar="FILE",
+        help="Also encode these prompts, one a line, so that trainers can draw them without CLIP.",
+    ),
+    click.option(
+        "--redo",
+        multiple=True,
+        metavar="COLUMN",
+        help="Make a column anew that was made otherwise; the old one stays in use until the new one is "
+        "whole. May be given several times.",
+    ),
+    click.option(
+        "--repair", is_flag=True, help="Check every byte of the cache first and redo damaged parts."
+    ),
+]
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: all flags."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
