@@ -7,10 +7,10 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-faults bench bench-cache clean
+.PHONY: help install demo lint format test test-faults bench bench-cache bench-sources clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed  ## make .venv and install the project, its demo and its tests into it
 
@@ -48,10 +48,13 @@ test: install  ## all tests that need neither a GPU nor minutes
 test-faults: install  ## the long fault tests: killed writers, every damage, full disks
 	pytest -m faults
 
-bench: bench-cache  ## all measurements that run here
+bench: bench-cache bench-sources  ## all measurements that run here
 
 bench-cache: install  ## the cache's reader and writer against memmap, webdataset and zarr-python (needs 6 GB of disk)
 	python -m tests.benchmarks.cache
+
+bench-sources: install  ## decoding and preprocessing of pictures against plain PIL
+	python -m tests.benchmarks.sources
 
 clean:  ## remove .venv and what the demo made
 	rm -rf $(VENV) $(DEMO) *.egg-info

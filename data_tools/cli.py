@@ -107,7 +107,8 @@ def gc(cache: str, older_than: float, dry_run: bool) -> None:
 
     Attempts that were never committed or were replaced by a repair, files of killed writers, sample tables of
     no plan, all but the two newest generations, and what a column was before it was made anew (from that
-    moment --older-than counts: give more than your longest training run). For caches in a local folder.
+    moment --older-than counts: give more than your longest training run). What a killed upload leaves in an
+    object store is no object yet: a lifecycle rule of the bucket (incomplete multipart uploads) removes it.
     """
     from data_tools.cache import gc
     from data_tools.cache.report import human_bytes
@@ -116,7 +117,7 @@ def gc(cache: str, older_than: float, dry_run: bool) -> None:
         _open(cache, "CACHE"), older_than_hours=older_than, dry_run=dry_run, flag="CACHE"
     )
     for garbage in removed:
-        names = ", ".join(str(path) for path in garbage.paths)
+        names = ", ".join(f"{cache.rstrip('/')}/{top}" for top in garbage.tops)
         click.echo(f"{human_bytes(garbage.num_bytes):>9}  {names}  ({garbage.why})")
     size = human_bytes(sum(garbage.num_bytes for garbage in removed))
     later = f"; {len(young)} are younger than {older_than:g} hours and stay" if young else ""

@@ -46,7 +46,10 @@ def run(command: click.Command) -> NoReturn:
         if err.errno is None:  # raised by a library for something else
             raise
         place = err.filename or "a file that was being written or read"
-        _stop(f"{place}: {(err.strerror or str(err)).lower()}", 1 if err.errno in OF_THE_MACHINE else 2)
+        said = err.strerror or str(err)
+        if said == os.strerror(err.errno):  # a library's own words may hold names
+            said = said.lower()
+        _stop(f"{place}: {said}", 1 if err.errno in OF_THE_MACHINE else 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

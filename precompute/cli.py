@@ -62,6 +62,8 @@ def precompute(dry_run: bool, **given: Any) -> None:
     _check_redo(given["redo"], wanted, given["repair"])
     if given["prompts"] and "text" not in wanted:
         raise UserError(f"--prompts: wants the column text, and --columns is {','.join(wanted)}")
+    if given["tar_block"] and given["format"] != "webdataset":
+        raise UserError(f"--tar-block: wants --format webdataset, found {given['format']}")
     from precompute.run import run
 
     click.echo(run(_resolved(wanted, given), dry_run=dry_run))
@@ -69,6 +71,7 @@ def precompute(dry_run: bool, **given: Any) -> None:
 
 def _resolved(columns: tuple[str, ...], given: dict[str, Any]) -> "RunOptions":
     """The flags as given → the options of the run. Raises `UserError` for a device that is not there."""
+    from data_tools.sources.sample import SourceOptions
     from precompute.options import EncoderOptions, RunOptions
 
     device, precision = _device(given.pop("device")), given.pop("precision")
@@ -77,10 +80,16 @@ def _resolved(columns: tuple[str, ...], given: dict[str, Any]) -> "RunOptions":
         precision=PRECISION[precision or ("fp32" if device == "cpu" else "fp16")],
         dtype=PRECISION[given.pop("dtype")],
         alpha=given.pop("alpha"),
+        icc=given.pop("icc"),
         prior_record=models.record(given["prior_model"], given["cache"]),
         decoder_record=models.record(given["decoder_model"], given["cache"]),
     )
-    return RunOptions(columns=columns, encoders=encoders, **given)
+    captions = given.pop("caption_column")
+    source = SourceOptions(
+        caption_columns=captions or SourceOptions.caption_columns,
+        **{name: given.pop(name) for name in ("image_column", "caption_lines", "lenient")},
+    )
+    return RunOptions(columns=columns, encoders=encoders, source=source, **given)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class ImageEncoder:
             **_identity(self.folder, "--prior-model", self.options),
             "image_processor": digest(_settings(processor)),
             "image_processor_backend": "pil",
-            "alpha": self.options.alpha,
+            **_colours(self.options),
         }
         field = Field("image_embeds", self.options.dtype, (config["projection_dim"],))
         return _column("image", (field,), identity, self.options.prior_record)
@@ -86,7 +86,7 @@ class LatentsEncoder:
             "resolution": self.resolution,
             "crop": "center square",
             "resampling": "PIL bicubic, reducing_gap=1",
-            "alpha": self.options.alpha,
+            **_colours(self.options),
         }
         field = Field("latents", self.options.dtype, (config["vq_embed_dim"], side, side))
         return _column(f"latents@{self.resolution}", (field,), identity, self.options.decoder_record)
@@ -194,6 +194,11 @@ def _identity(folder: Path, flag: str, options: EncoderOptions) -> dict[str, Any
         "dtype": options.dtype,
         "format": VERSION,
     }
+
+
+def _colours(options: EncoderOptions) -> dict[str, Any]:
+    """How pictures become RGB, for the identity; `icc` is only there where profiles are applied."""
+    return {"alpha": options.alpha, **({"icc": "sRGB"} if options.icc else {})}
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,51 +1,98 @@
 """What a run would do: the text behind `--dry-run`. No weights are loaded; FLOPs are counted on "meta"."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_tools.cache.manifest import Part
+from data_tools.cache.listing import Listing, chunks
+from data_tools.cache.manifest import Cache
 from data_tools.cache.report import human_bytes
-from data_tools.sources import Source
+from data_tools.sources import Sample
 from precompute.encoders import Encoder, ImageEncoder, TextEncoder
+from precompute.parts import Todo, live
+
+BATCH = 1024
+"Samples whose captions are tokenized together."
 
 
-def describe(
-    source: Source,
-    plan: list[Part],
-    work: list[tuple[Part, list[Encoder]]],
-    encoders: list[Encoder],
-    sets: Mapping[str, Sequence[str]],
-) -> str:
-    """Parts and samples to do, bytes to write and encoder FLOPs, for each column; and sets of prompts."""
-    captions = [caption for sample in source for caption in sample.captions]
-    samples = sum(part.samples for part in plan)
-    lines = [f"{samples} samples and {len(captions)} captions in {len(plan)} parts", ""]
-    lines.append(f"{'column':<14}{'parts to do':>12}{'samples':>10}{'to write':>12}{'TFLOP':>12}")
+@dataclass
+class _Work:
+    """What is to come of one column."""
+
+    samples: int = 0
+    "To encode."
+    num_bytes: int = 0
+    "To write: also of rows that are taken over from older parts."
+    tokens: int = 0
+    "To encode."
+    longest: int = 0
+    "Tokens of the longest caption."
+
+
+def describe(cache: Cache, listing: Listing, todo: Todo, encoders: list[Encoder]) -> str:
+    """What has changed, and what is to encode and to write, column by column; and sets of prompts."""
+    parts = len(listing.parts) + sum(1 for _ in listing.fresh())
+    lines = [f"{listing.samples} samples and {listing.captions} captions in {parts} parts", ""]
+    heads = ("kept", "new", "changed", "removed", "to encode", "to write", "TFLOP")
+    lines.append(f"{'column':<14}" + "".join(f"{head:>11}" for head in heads))
+    examples = []
     for encoder in encoders:
-        todo = [part for part, lacking in work if encoder in lacking]
-        count = sum(part.samples for part in todo)
-        share = count / samples if samples else 0.0
-        tokens = [len(ids) for ids in encoder.tokenize(captions)] if isinstance(encoder, TextEncoder) else []
-        written, flops = _costs(encoder, count, share, tokens)
-        size = human_bytes(written)
-        lines.append(f"{encoder.column.name:<14}{len(todo):>12}{count:>10}{size:>12}{flops / 1e12:>12.4g}")
-    lines += [f"and {len(texts)} prompts as {part}" for part, texts in sets.items()]
-    return "\n".join([*lines, "", "nothing was written (--dry-run)"])
+        name, work = encoder.column.name, _work(cache, listing, todo, encoder)
+        found = listing.changes.of_column(name)
+        counts = [f"{count}" for count, _ in found.values()]
+        cells = [
+            *counts,
+            f"{work.samples}",
+            human_bytes(work.num_bytes),
+            f"{_flops(encoder, work) / 1e12:.4g}",
+        ]
+        lines.append(f"{name:<14}" + "".join(f"{cell:>11}" for cell in cells))
+        if listing.plan is not None:
+            shown = [
+                f"{word}: {', '.join(keys)}" for word, (_, keys) in found.items() if keys and word != "kept"
+            ]
+            examples += [f"{name}: {'; '.join(shown)}"] * bool(shown)
+    prompts = [f"and {len(texts)} prompts as {part}" for part, texts in todo.sets.items()]
+    return "\n".join([*lines, *prompts, *examples, "", "nothing was written (--dry-run)"])
 
 
-def _costs(encoder: Encoder, samples: int, share: float, tokens: list[int]) -> tuple[float, float]:
-    """Bytes and FLOPs of a column's missing samples; captions are counted by `share` of the whole source."""
-    fields = encoder.column.fields
+def _work(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> _Work:
+    """Goes through the samples whose part the column lacks, some at a time."""
+    work, fields = _Work(), encoder.column.fields
+    for samples in chunks(_lacking(cache, listing, todo, encoder), BATCH):
+        encoded = [todo.encodes(encoder, sample) for sample in samples]
+        if not isinstance(encoder, TextEncoder):
+            usable = [is_encoded for is_encoded, sample in zip(encoded, samples) if not sample.problem]
+            work.samples += sum(usable)
+            work.num_bytes += len(usable) * fields[0].item_bytes
+            continue
+        for sample, is_encoded in zip(samples, encoded):
+            lengths = [len(ids) for ids in encoder.tokenize(list(sample.captions))]
+            work.samples += is_encoded and bool(lengths)
+            work.tokens += is_encoded * sum(lengths)
+            work.num_bytes += sum(fields[0].item_bytes + count * fields[1].item_bytes for count in lengths)
+            work.longest = max(work.longest, *lengths, 0)
+    return work
+
+
+def _lacking(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> Iterator[Sample]:
+    """The samples of every part that a column lacks, of those to be added too."""
+    for part, lacking in todo.parts:
+        if encoder in lacking:
+            yield from live(cache, part).values()
+    for samples in listing.fresh():
+        yield from samples
+
+
+def _flops(encoder: Encoder, work: _Work) -> float:
+    if not work.samples:
+        return 0.0
     if not isinstance(encoder, TextEncoder):
-        return samples * fields[0].item_bytes, samples * forward_flops(encoder, 0)
-    embeds, hidden = fields
-    written = sum(embeds.item_bytes + n * hidden.item_bytes for n in tokens)
-    longest = max(tokens, default=0)
-    flops_a_token = forward_flops(encoder, longest) / longest if longest else 0.0
-    return share * written, share * sum(tokens) * flops_a_token
+        return float(work.samples * forward_flops(encoder, 0))
+    return work.tokens * forward_flops(encoder, work.longest) / work.longest if work.longest else 0.0
 
 
 def forward_flops(encoder: Encoder, num_tokens: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +25,15 @@ def _columns(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 _OPTIONS = [
     # Main options.
-    click.option("--data", "--train-data-dir", required=True, metavar="DIR", help="Pictures with captions."),
+    click.option(
+        "--data",
+        "--train-data-dir",
+        multiple=True,
+        required=True,
+        metavar="DIR|TARS|TABLE|hf:NAME",
+        help="Pictures with captions: a folder, webdataset tars ('shards/{000..041}.tar', URLs), a CSV, TSV, "
+        "JSON-lines or Parquet table, hf:NAME[:CONFIG][:SPLIT]. May be given several times.",
+    ),
     click.option(
         "--cache", required=True, metavar="DIR|URL", help="The cache to fill; also s3://bucket/prefix."
     ),
@@ -58,7 +67,57 @@ _OPTIONS = [
         help="Only these, separated by commas: image, text, latents@PX.  "
         "[default: image,text and --resolution]",
     ),
-    click.option("--caption-column", default="text", show_default=True, metavar="NAME"),
+    # What is taken from the source.
+    click.option(
+        "--caption-column",
+        multiple=True,
+        metavar="NAME",
+        help="Of metadata, tables and JSON; may hold lists, may be given several times.  [default: text]",
+    ),
+    click.option(
+        "--image-column", metavar="NAME", help="Of tables: path or bytes.  [default: the usual names]"
+    ),
+    click.option(
+        "--caption-lines", is_flag=True, help="Each line of a caption file is a caption of its own."
+    ),
+    click.option(
+        "--lenient", is_flag=True, help="Decode captions that are not UTF-8 with replacement characters."
+    ),
+    click.option(
+        "--max-samples", type=click.IntRange(min=1), metavar="COUNT", help="Only the first so many samples."
+    ),
+    click.option(
+        "--select",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        help="Only the samples whose keys this file lists, one a line.",
+    ),
+    click.option(
+        "--min-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="PX",
+        help="Reject pictures with a shorter side.",
+    ),
+    click.option(
+        "--max-rejects",
+        type=click.FloatRange(min=0, max=1),
+        default=1.0,
+        show_default=True,
+        metavar="SHARE",
+        help="End with exit code 1 if more of the samples are rejected.",
+    ),
+    click.option(
+        "--allow-shrink",
+        is_flag=True,
+        help="Go on though more than half of the cache's samples are no longer in the source.",
+    ),
+    click.option(
+        "--rehash",
+        is_flag=True,
+        help="Read every file to see if it has changed, not only where size or time differ.",
+    ),
     # What is stored.
     click.option(
         "--precision",
@@ -74,6 +133,9 @@ _OPTIONS = [
         default="white",
         show_default=True,
         help="Transparent pictures: laid on white, or alpha dropped as the diffusers scripts do.",
+    ),
+    click.option(
+        "--icc", is_flag=True, help="Convert pictures with a colour profile to sRGB; the scripts do not."
     ),
     click.option(
         "--max-pixels",

@@ -1,6 +1,9 @@
 """Resolved options of a precompute run."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.sources.sample import SourceOptions
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,8 @@ class EncoderOptions:
     "Stored: float16, bfloat16 or float32."
     alpha: str
     "`white`: transparent pictures are laid on white; `drop`: alpha is ignored."
+    icc: bool
+    "Convert pictures with a colour profile to sRGB."
     prior_record: dict[str, str]
     "How the cache remembers the prior repository (`data_tools.models.record`)."
     decoder_record: dict[str, str]
@@ -21,10 +26,14 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    data: str
+    data: tuple[str, ...]
+    source: SourceOptions
+    max_samples: int | None
+    "The first so many of the source."
+    select: Path | None
+    "A file of keys, one a line: only these."
     cache: str
     "A folder, or a URL that `open_store` takes."
-    caption_column: str
     columns: tuple[str, ...]
     prior_model: str
     decoder_model: str
@@ -36,6 +45,14 @@ class RunOptions:
     "Threads that decode pictures."
     max_pixels: int
     "Larger pictures are rejected."
+    min_size: int
+    "Pixels; pictures with a shorter side are rejected."
+    max_rejects: float
+    "Share of the samples; more rejects make the run fail."
+    allow_shrink: bool
+    "Retire more than half of the cache's samples if the source lacks them now."
+    rehash: bool
+    "Read every file to see if it has changed, not only those of another size or time."
     format: str
     "Container of the parts: `zarr` or `webdataset`."
     tar_block: int

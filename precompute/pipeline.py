@@ -5,10 +5,10 @@ thread feeds the encoders. A picture is decoded once for all columns that need i
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_tools import images
 from data_tools.cache.fields import Row
 from data_tools.cache.writer import PartWriter
-from data_tools.errors import UserError
 from data_tools.sources import Sample, Source, Unusable
-from precompute.encoders import Encoder, PictureEncoder, TextEncoder
+from precompute.encoders import Encoder, TextEncoder
 from precompute.options import RunOptions
 
-Prepared = list[NDArray[np.float32]]
-"One picture, preprocessed for each of the picture encoders."
+Prepared = dict[str, NDArray[np.float32]]
+"One picture, preprocessed for each column that needs it."
 
 
 @dataclass
@@ -39,83 +39,108 @@ class Progress:
     "The encoders waited for decoded pictures."
     truncated: int = 0
     "Captions longer than the tokenizer's limit."
+    carried: Counter[str] = field(default_factory=Counter)
+    "Column → samples whose rows were taken over from an older part."
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one encoder has to do of a part."""
+
+    encoder: Encoder
+    writer: PartWriter
+    samples: Mapping[int, Sample]
+    "By their position in the part's sample table, ascending."
 
 
 @torch.inference_mode()
 def encode_part(
-    samples: Sequence[Sample],
+    tasks: Sequence[Task],
     source: Source,
-    work: Sequence[tuple[Encoder, PartWriter]],
     options: RunOptions,
     pool: ThreadPoolExecutor,
     progress: Progress,
-) -> None:
-    """Fill each encoder's writer with the rows, or the reject reasons, of every sample of a part."""
-    pictures: list[tuple[PictureEncoder, PartWriter]] = []
-    for encoder, writer in work:
-        if isinstance(encoder, TextEncoder):
-            _encode_texts(samples, encoder, writer, options.batch_size, progress)
-        else:
-            pictures.append((encoder, writer))
-    if not pictures:
-        progress.advance(len(samples))
-        return
+) -> int:
+    """Fill each writer with the rows, or the reject reasons, of its samples; how many pictures were decoded.
 
-    def prepare(sample: Sample) -> Prepared | Unusable:
+    Each of these has been counted as finished.
+    """
+    for task in tasks:
+        if isinstance(task.encoder, TextEncoder):
+            _encode_texts(task, task.encoder, options.batch_size, progress)
+    pictures = [task for task in tasks if not isinstance(task.encoder, TextEncoder)]
+    samples = {position: sample for task in pictures for position, sample in task.samples.items()}
+    todo = sorted(samples.items())
+
+    def prepare(item: tuple[int, Sample]) -> Prepared | Unusable:
+        position, sample = item
         try:
-            data = source.read(sample)
-            if xxhash.xxh3_128_hexdigest(data) != sample.xxh3_128:
-                raise UserError(
-                    f"--data: {sample.place} has changed since the cache was planned; give a new --cache"
-                )
-            image = images.decode(data, alpha=options.encoders.alpha, max_pixels=options.max_pixels)
-            return [encoder.prepare(image) for encoder, _ in pictures]
+            image = _decoded(sample, source, options)
         except Unusable as reason:
             return reason
+        wanted = [task.encoder for task in pictures if position in task.samples]
+        return {e.column.name: e.prepare(image) for e in wanted if not isinstance(e, TextEncoder)}
 
-    batch: list[tuple[int, Prepared]] = []
-    for index, prepared in enumerate(_ahead(pool, prepare, samples, 2 * options.batch_size, progress)):
+    batch: dict[int, Prepared] = {}
+    ahead = _ahead(pool, prepare, todo, 2 * options.batch_size, progress)
+    for (position, sample), prepared in zip(todo, ahead):
         if isinstance(prepared, Unusable):
-            for _, writer in pictures:
-                writer.reject(samples[index], str(prepared))
+            for task in pictures:
+                if position in task.samples:
+                    task.writer.reject(sample, str(prepared))
             progress.advance(1)
         else:
-            batch.append((index, prepared))
+            batch[position] = prepared
         if len(batch) == options.batch_size:
-            _encode_pictures(batch, samples, pictures, progress)
-            batch = []
+            _encode_pictures(batch, pictures, progress)
+            batch = {}
     if batch:
-        _encode_pictures(batch, samples, pictures, progress)
+        _encode_pictures(batch, pictures, progress)
+    return len(todo)
 
 
-def _encode_pictures(
-    batch: list[tuple[int, Prepared]],
-    samples: Sequence[Sample],
-    pictures: list[tuple[PictureEncoder, PartWriter]],
-    progress: Progress,
-) -> None:
-    for number, (encoder, writer) in enumerate(pictures):
+def _decoded(sample: Sample, source: Source, options: RunOptions) -> Image.Image:
+    """The picture of a sample, as it was when the plan was made. Raises `Unusable`."""
+    if sample.problem:
+        raise Unusable(sample.problem)
+    data = source.read(sample)
+    if xxhash.xxh3_128_hexdigest(data) != sample.xxh3_128:
+        raise Unusable("changed while the cache was being made; run precompute again")
+    return images.decode(
+        data,
+        alpha=options.encoders.alpha,
+        max_pixels=options.max_pixels,
+        min_size=options.min_size,
+        icc=options.encoders.icc,
+    )
+
+
+def _encode_pictures(batch: dict[int, Prepared], tasks: Sequence[Task], progress: Progress) -> None:
+    for task in tasks:
+        encoder, name = task.encoder, task.encoder.column.name
+        assert not isinstance(encoder, TextEncoder)
+        mine = {position: prepared[name] for position, prepared in batch.items() if name in prepared}
+        if not mine:
+            continue
         started = time.perf_counter()
-        rows = encoder.encode(np.stack([prepared[number] for _, prepared in batch]))
-        writer.encode_seconds += time.perf_counter() - started
-        for (index, _), row in zip(batch, rows):
-            _add(writer, index, samples[index], [row])
+        rows = encoder.encode(np.stack([*mine.values()]))
+        task.writer.encode_seconds += time.perf_counter() - started
+        for position, row in zip(mine, rows):
+            _add(task, position, [row])
     progress.advance(len(batch))
 
 
-def _encode_texts(
-    samples: Sequence[Sample], encoder: TextEncoder, writer: PartWriter, batch_size: int, progress: Progress
-) -> None:
+def _encode_texts(task: Task, encoder: TextEncoder, batch_size: int, progress: Progress) -> None:
     """Encode every caption of a part."""
     started = time.perf_counter()
-    captions = [caption for sample in samples for caption in sample.captions]
+    captions = [caption for sample in task.samples.values() for caption in sample.captions]
     rows = encode_captions(captions, encoder, batch_size, progress)
-    writer.encode_seconds += time.perf_counter() - started
-    for index, sample in enumerate(samples):
+    task.writer.encode_seconds += time.perf_counter() - started
+    for position, sample in task.samples.items():
         if sample.captions:
-            _add(writer, index, sample, [rows[caption] for caption in sample.captions])
+            _add(task, position, [rows[caption] for caption in sample.captions])
         else:
-            writer.reject(sample, "no caption")
+            task.writer.reject(sample, sample.caption_problem or "no caption")
 
 
 @torch.inference_mode()
@@ -136,17 +161,18 @@ def encode_captions(
     return rows
 
 
-def _add(writer: PartWriter, index: int, sample: Sample, rows: list[Row]) -> None:
+def _add(task: Task, position: int, rows: list[Row]) -> None:
+    sample = task.samples[position]
     try:
-        writer.add(index, sample.key, rows)
+        task.writer.add(position, sample.key, rows)
     except ValueError as err:  # an encoder made NaN or infinity: never stored, never zeroed
-        writer.reject(sample, str(err))
+        task.writer.reject(sample, str(err))
 
 
 def _ahead(
     pool: ThreadPoolExecutor,
-    function: Callable[[Sample], Any],
-    samples: Sequence[Sample],
+    function: Callable[[tuple[int, Sample]], Any],
+    samples: Sequence[tuple[int, Sample]],
     window: int,
     progress: Progress,
 ) -> Iterator[Any]:

@@ -6,6 +6,7 @@ batch), so a resumed run, also one at another number of ranks, takes the steps i
 """
 
 import json
+import os
 import sys
 from collections.abc import Generator
 from contextlib import closing
@@ -108,6 +109,12 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         kind = accelerator.distributed_type.value
         raise UserError(
             f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
+        )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
+        raise UserError(
+            f"WORLD_SIZE: {world} processes were started, but accelerate sees {accelerator.num_processes}; "
+            "without a GPU set ACCELERATE_USE_CPU=true"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed-precision: fp16 needs a GPU, wanted bf16 or no on the CPU")

@@ -15,12 +15,13 @@ from train.sampling import Ordering
 
 def open_reader(options: TrainOptions, columns: Sequence[str]) -> Reader:
     """The caches of `--cache`. Raises `UserError` for one that lacks a column, is unfinished or unlike."""
+    keeps_blocks = options.order_kind == "block" and options.preload == "none"
     return open_caches(
         options.places,
         columns,
         allow_partial=options.allow_partial,
         paranoid=options.paranoid,
-        block_samples=Blocks().samples if options.order_kind == "block" else None,
+        block_samples=Blocks().samples if keeps_blocks else None,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from data_tools.cache.identity import digest
-from data_tools.cache.manifest import PLAN
 from data_tools.cache.mixture import Mixture, Reader
 from data_tools.errors import UserError
 from train.options import TrainOptions
@@ -38,7 +37,7 @@ def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict
         "options": given,
         **resolved,
         "cache": {
-            "plan": PLAN,
+            "plans": _plans(reader),
             "samples": _counts(reader),
             "columns": columns,
             "identities": {name: digest(identity) for name, identity in columns.items()},
@@ -80,6 +79,24 @@ def check_continuation(record: dict[str, Any], resume: Path, flag: str) -> None:
                 f"trained on {old[:12]} of {_caches(before)}; give that, or another --output-dir"
             )
     _check_ordering(before, record, resume)
+    _check_samples(before, record, resume)
+
+
+def _check_samples(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
+    """Raises `UserError` unless the caches hold the samples that the run was trained on, in its order."""
+    old, new = (found.get("cache", {}).get("plans") for found in (before, record))
+    if old is not None and old != new:
+        raise UserError(
+            f"--cache: {_caches(record)} holds {_held(record)}, but {resume} was trained on "
+            f"{_caches(before)} with {_held(before)}; give the same samples in the same order, or another "
+            "--output-dir"
+        )
+
+
+def _held(record: dict[str, Any]) -> str:
+    cache = record["cache"]
+    pairs = zip(cache["samples"], cache["plans"])
+    return " and ".join(f"{count} samples (plan {plan[:8]})" for count, plan in pairs)
 
 
 def _check_ordering(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
@@ -112,6 +129,11 @@ def _said(name: str, value: Any, record: dict[str, Any]) -> str:
 def _counts(reader: Reader) -> list[int]:
     """Samples of each cache."""
     return reader.counts.tolist() if isinstance(reader, Mixture) else [reader.num_samples]
+
+
+def _plans(reader: Reader) -> list[str]:
+    """Which samples each cache holds."""
+    return reader.plan_hashes if isinstance(reader, Mixture) else [reader.plan_hash]
 
 
 def _caches(record: dict[str, Any]) -> str:

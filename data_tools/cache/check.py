@@ -23,7 +23,15 @@ from data_tools.cache.extents import FieldExtents, PartIndex
 from data_tools.cache.fields import Column, Field, finite
 from data_tools.cache.generation import load
 from data_tools.cache.identity import digest
-from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, column_folder
+from data_tools.cache.manifest import (
+    NULL_PART,
+    Cache,
+    Commit,
+    Part,
+    column_folder,
+    latest_plan_number,
+    plan_name,
+)
 from data_tools.cache.payload import cut_row
 from data_tools.cache.verify import load_index, size_faults
 from data_tools.errors import DataFault
@@ -113,12 +121,18 @@ def remedies(verified: Verified, place: str) -> str:
     if kinds[WITHDRAW]:
         words.append("what was written wrong: delete the part's commit record, then run precompute")
     if kinds[RESTORE]:
-        words.append("plans, sample tables and declarations: put them back from a copy")
+        words.append("plans: put them back from a copy")
     return f"{place}: {len(verified.faults)} faults in {len(damaged)} places; {'; '.join(words)}"
 
 
 def _known(cache: Cache, faults: list[Fault]) -> _Known:
     plan: list[Part] = []
+    newest = latest_plan_number(cache.store)
+    for number in range(1, newest):  # nobody reads them but gc, for the sample tables that they name
+        try:
+            cache.read_json(plan_name(number))
+        except DataFault as err:
+            faults.append(Fault("", f"plan {number}", str(err), RESTORE))
     try:
         plan = cache.plan()
     except DataFault as err:
@@ -128,12 +142,12 @@ def _known(cache: Cache, faults: list[Fault]) -> _Known:
         try:
             column = cache.column(name)
         except (DataFault, KeyError, TypeError, ValueError) as err:
-            faults.append(Fault(name, "declaration", str(err), RESTORE))
+            faults.append(Fault(name, "declaration", str(err)))
             continue
         if column is not None:
             columns.append(column)
         elif any(_commits_below(cache, name)):  # else a run was stopped before it declared the column
-            faults.append(Fault(name, "declaration", f"columns/{name}/column.json is missing", RESTORE))
+            faults.append(Fault(name, "declaration", f"columns/{name}/column.json is missing"))
     generations = {column.name: _generation(cache, column, faults) for column in columns}
     return _Known(cache, {part.name: part for part in plan}, columns, generations)
 
@@ -179,7 +193,8 @@ def _check_part(known: _Known, name: str, full: bool) -> Iterator[tuple[list[Fau
             if len(table) != part.samples:
                 raise DataFault(f"sample table has {len(table)} lines, the plan says {part.samples}")
         except (DataFault, ValueError) as err:
-            yield [Fault("", name, str(err), RESTORE)], None
+            table = None
+            yield [Fault("", name, str(err))], None
     for column in known.columns:
         try:
             commit = known.cache.commit(column, name)
@@ -192,7 +207,7 @@ def _check_part(known: _Known, name: str, full: bool) -> Iterator[tuple[list[Fau
             damage, index = _damage(known, column, commit, full)
             wrong = [Fault(column.name, name, what) for what in damage]
             if index is not None and not damage:
-                said = _contradictions(column, commit, index, table)
+                said = _contradictions(column, commit, index, part, table)
                 wrong = [Fault(column.name, name, what, WITHDRAW) for what in said]
         except OSError as err:
             wrong = [Fault(column.name, name, f"cannot be read: {err}")]
@@ -246,8 +261,10 @@ def _rows(rows: list[int]) -> str:
     return f"row {shown}" if len(rows) == 1 else f"{len(rows)} rows ({shown})"
 
 
-def _contradictions(column: Column, commit: Commit, index: PartIndex, table: Table | None) -> Iterator[str]:
-    """What was committed, but does not fit together."""
+def _contradictions(
+    column: Column, commit: Commit, index: PartIndex, part: Part | None, table: Table | None
+) -> Iterator[str]:
+    """What was committed, but does not fit together. Of retired samples a part may have any or none."""
     counts = np.diff(index.row_offsets)
     rows = int(index.row_offsets[-1])
     if (len(index.sample_index), len(counts), rows) != (commit.samples, commit.samples, commit.rows):
@@ -259,13 +276,17 @@ def _contradictions(column: Column, commit: Commit, index: PartIndex, table: Tab
             yield f"{field.name}: index does not place all {rows} rows"
     if commit.prompts and index.key_hash.tolist() != _key_hashes(commit.prompts):
         yield "rows are not those of its prompts"
-    if table is None:
+    if table is None or part is None:
         return
     if len({*index.sample_index.tolist()} & {*range(len(table))}) != commit.samples:
         yield "index names samples that the sample table has not, or one twice"
         return
-    if commit.samples + len(commit.rejects) != len(table):
-        yield f"{commit.samples} samples and {len(commit.rejects)} rejects are not the plan's {len(table)}"
+    live = part.is_live()
+    retired = {row["key"] for row, is_live in zip(table, live) if not is_live}
+    samples = int(live[index.sample_index].sum())
+    rejects = sum(reject["key"] not in retired for reject in commit.rejects)
+    if samples + rejects != part.live:
+        yield f"{samples} samples and {rejects} rejects are not the plan's {part.live}"
     listed = [table[position] for position in index.sample_index.tolist()]
     if index.key_hash.tolist() != _key_hashes(row["key"] for row in listed):
         yield "keys are not those of the sample table"

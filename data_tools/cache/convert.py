@@ -5,16 +5,13 @@ crc32c is compared. Another dtype changes the `dtype` of each column's identity 
 it cannot hold stops the conversion.
 """
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
-
-import xxhash
 
 from data_tools.cache import copy
 from data_tools.cache.cast import recast_column
 from data_tools.cache.fields import Column
-from data_tools.cache.manifest import NULL_PART, PLAN, Cache, Part, dump
+from data_tools.cache.manifest import NULL_PART, Cache, plan_hash
 from data_tools.cache.payload import container_of
 from data_tools.cache.plan import plan_source
 from data_tools.cache.rows import Container
@@ -50,7 +47,7 @@ def convert(source: Cache, dest: Store, options: ConvertOptions) -> str:
     columns = columns_of(source)
     origin = copy.Origin.whole(source)
     format = options.format or format_of(source, columns)
-    part_size = options.part_size or planned_part_size(source)
+    part_size = options.part_size or source.part_size()
     about: dict[str, Any] = {
         "command": "convert",
         "format": format,
@@ -98,16 +95,6 @@ def make_container(format: str, tar_block: int) -> Container:
     if tar_block:
         raise UserError("--tar-block: is for --format webdataset; zarr parts have no blocks")
     return ZarrPart()
-
-
-def planned_part_size(cache: Cache) -> int:
-    """Samples a part, as `precompute` was told."""
-    return int(json.loads(cache.store.read(PLAN))["part_size"])
-
-
-def plan_hash(plan: list[Part]) -> str:
-    """Which samples in which parts; the attempt in a sample table's name does not matter."""
-    return xxhash.xxh3_128_hexdigest(dump([[part.name, part.samples, part.xxh3_128] for part in plan]))
 
 
 def refuse_same_place(source: Store, dest: Store) -> None:

@@ -20,6 +20,7 @@ from data_tools.cache.cast import cast
 from data_tools.cache.fields import Column, Row
 from data_tools.cache.generation import publish
 from data_tools.cache.identity import differences
+from data_tools.cache.listing import sample
 from data_tools.cache.manifest import NULL_PART, PROMPTS, Cache, Commit, Part, sealed
 from data_tools.cache.payload import PartPayload, part_fault
 from data_tools.cache.rows import Container
@@ -44,8 +45,9 @@ class Origin:
 
     @classmethod
     def whole(cls, cache: Cache) -> "Origin":
+        """All samples but those that are retired."""
         plan = cache.plan()
-        return cls(cache, plan, np.ones(sum(part.samples for part in plan), dtype=bool))
+        return cls(cache, plan, np.concatenate([np.zeros(0, dtype=bool), *(part.is_live() for part in plan)]))
 
     def kept(self) -> Iterator[tuple[Part, NDArray[np.int64]]]:
         """Each part with the positions, in its sample table, of the samples to copy."""
@@ -91,9 +93,10 @@ class TableSource:
         for origin in self.origins:
             for part, positions in origin.kept():
                 table = origin.cache.table(part)
-                yield from (_sample(table[position]) for position in positions.tolist())
+                for position in positions.tolist():  # what they replaced is not copied
+                    yield replace(sample(table[position]), picture_was="", captions_was="")
 
-    def read(self, sample: Sample) -> bytes:
+    def read(self, _: Sample) -> bytes:
         raise Unusable("a cache has no pictures")
 
 
@@ -225,15 +228,15 @@ class _ColumnCopier:
         rejects = {reject["key"]: reject["reason"] for reject in commit.rejects}
         crcs = []
         for count, position in enumerate(run.positions.tolist()):
-            sample = _sample(table[position])
+            copied = sample(table[position])
             if position in places:
                 place = places[position]
-                self._add(writer, number + count, sample.key, payload, place)
+                self._add(writer, number + count, copied.key, payload, place)
                 crcs.append(payload.crc32c(place))
-            elif sample.key in rejects:
-                writer.reject(sample, rejects[sample.key])
+            elif copied.key in rejects:
+                writer.reject(copied, rejects[copied.key])
             else:
-                what = f"sample {sample.key} is neither in it nor rejected"
+                what = f"sample {copied.key} is neither in it nor rejected"
                 raise part_fault(run.origin.cache, self.column.name, run.part.name, what)
         writer.encode_seconds += commit.encode_seconds * len(run.positions) / run.part.samples
         return crcs
@@ -293,7 +296,3 @@ def _overlap(runs: Iterable[_Run], begin: int, end: int) -> list[_Run]:
         if len(chosen := run.positions[low:high]):
             found.append(replace(run, positions=chosen, start=run.start + low))
     return found
-
-
-def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(**{**row, "captions": tuple(row["captions"])})

@@ -38,10 +38,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_tools.cache.cast import to_float32
-from data_tools.cache.convert import columns_of, plan_hash
+from data_tools.cache.convert import columns_of
 from data_tools.cache.fields import Column, Field, Row
 from data_tools.cache.identity import differences, digest
-from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, dump
+from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, dump, plan_hash
 from data_tools.cache.payload import PartPayload
 from data_tools.cache.store import Store
 from data_tools.errors import UserError
@@ -82,7 +82,7 @@ def export(cache: Cache, dest: Store, options: ExportOptions) -> str:
     for column in columns:
         if column.has_null:
             _write_null(cache, dest, column, names)
-    total = sum(part.samples for part in plan)
+    total = sum(part.live for part in plan)
     samples = written = tars = 0
     with tqdm(total=total, unit=" samples", desc="export", delay=1) as bar:
         opened = _Opened(cache, columns)
@@ -187,10 +187,10 @@ class _Opened:
 
 
 def _common(opened: _Opened, plan: list[Part]) -> Iterator[_Chosen]:
-    """The samples that all columns have, in the plan's order. Reads extent indices only."""
+    """The samples that are live and in all columns, in the plan's order. Reads extent indices only."""
     number = 0
     for part in plan:
-        common = np.arange(part.samples)
+        common = part.positions()
         for column in opened.columns:
             index = PartPayload.open(opened.cache, column, opened.commit(column, part.name)).index
             common = np.intersect1d(common, index.sample_index, assume_unique=True)

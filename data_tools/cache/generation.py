@@ -28,7 +28,8 @@ Arrays, with P parts in the order of their names, F fields:
     prompt_lines           uint8, a JSON line for each part of prompts: [part, its prompts]
     reject_lines           uint8, zlib: a JSON line for each reject: part, key, reason, place
 
-`lacking`, `low`, shapes, lengths and rejects are of the plan's parts only. Size: 230 to 340 bytes a
+`lacking`, `low`, shapes, lengths and rejects are of parts of a plan only; samples that a later plan has
+retired are still among them, and so are parts of which it has left nothing. Size: 230 to 340 bytes a
 part (and 24 for each shape in it), half a byte a sample (for `low`) and twenty bytes a reject.
 """
 
@@ -48,7 +49,7 @@ from data_tools.cache.digest import LOW as LOW
 from data_tools.cache.digest import NUMBERED, bucketed_field, packed, part_arrays, unpacked
 from data_tools.cache.extents import PartIndex
 from data_tools.cache.fields import Column
-from data_tools.cache.manifest import NULL_PART, Cache, Commit, Part, column_folder
+from data_tools.cache.manifest import NULL_PART, PROMPTS, Cache, Commit, Part, column_folder
 from data_tools.cache.verify import load_index
 from data_tools.errors import DataFault
 
@@ -207,7 +208,10 @@ def load(cache: Cache, column: Column, name: str) -> Generation:
 
 
 def _extended(cache: Cache, column: Column, plan: list[Part], known: Generation) -> Generation:
-    """A generation and every commit that it lacks, in the order of the parts' names."""
+    """A generation and every commit that it lacks, in the order of the parts' names.
+
+    Parts of another plan than the given one are left out, since how many samples they have is not known.
+    """
     sizes = {part.name: part.samples for part in plan}
     have = {name.decode() for name in known.part.tolist()}
 
@@ -218,7 +222,11 @@ def _extended(cache: Cache, column: Column, plan: list[Part], known: Generation)
         arrays = part_arrays(column, commit, _index(cache, commit), sizes.get(part))
         return [Generation(**{**vars(_empty(column)), **arrays})]
 
-    later = sorted(cache.committed(column) - have)
+    later = sorted(
+        part
+        for part in cache.committed(column) - have
+        if part in sizes or part == NULL_PART or part.startswith(PROMPTS)
+    )
     if not later:
         return known
     with ThreadPoolExecutor(max(4, cache.store.concurrency)) as pool:

@@ -1,8 +1,8 @@
 """The JSON files of a cache, as pure data: plan, sample tables, column declarations, commit records.
 
     cache.json                                     {"format": "kandinsky-cache", "version": 1}
-    plans/000001.json                              `Plan`: which samples make which part
-    samples/part-00000-<attempt>.jsonl             one line a sample, in the part's order
+    plans/000001.json                              `Plan`: which samples make which part; the last one counts
+    samples/part-00000-<hash>.jsonl                one line a sample, in the part's order
     columns/<column>/column.json                   `Column` (`data_tools.cache.fields`)
     columns/<column>/redo.json                     `Column` to take its place (`data_tools.cache.redo`)
     columns/<column>/<identity>/commits/<part>.json            `Commit`, written last
@@ -16,10 +16,13 @@ that none of them names does not count. There is no absolute path anywhere.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from data_tools.cache.fields import Column
 from data_tools.cache.identity import digest
@@ -31,6 +34,7 @@ NULL_PART = "null"
 PROMPTS = "prompts-"
 "Beginning of the names of the parts that hold prompts; their hash follows."
 PLAN = "plans/000001.json"
+"Name of the first plan."
 HEADER = {"format": "kandinsky-cache", "version": VERSION}
 "Of `cache.json`."
 SEAL = "xxh3_128"
@@ -46,6 +50,47 @@ class Part:
     "Name of its sample table."
     xxh3_128: str
     "Hash of the sample table."
+    retired: tuple[tuple[int, int], ...] = ()
+    """Runs of positions in the sample table, from the first up to but without the second: samples that are
+    no longer in the source, or are in a later part with what has changed of them."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Part":
+        retired = tuple((int(start), int(stop)) for start, stop in data.get("retired", ()))
+        return cls(**{**data, "retired": retired})
+
+    def to_json(self) -> dict[str, Any]:
+        """`retired` is left out where there is none."""
+        return {name: value for name, value in vars(self).items() if value != ()}
+
+    @property
+    def live(self) -> int:
+        """Samples that are not retired."""
+        return self.samples - sum(stop - start for start, stop in self.retired)
+
+    def is_live(self) -> NDArray[np.bool_]:
+        """Which positions of the sample table are not retired: (samples,)."""
+        live = np.ones(self.samples, dtype=bool)
+        for start, stop in self.retired:
+            live[start:stop] = False
+        return live
+
+    def positions(self) -> NDArray[np.int64]:
+        """Those positions: (live,)."""
+        return np.flatnonzero(self.is_live())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples make which part. Plans are numbered from 1; the last one counts."""
+
+    number: int
+    part_size: int
+    "Samples in each part but the last of those that one plan has added."
+    next_part: int
+    "Number of the next part to add: no number is ever used again."
+    parts: tuple[Part, ...]
+    "Those with a sample that is not retired."
 
 
 @dataclass(frozen=True)
@@ -114,13 +159,20 @@ class Cache:
 
     def plan(self) -> list[Part]:
         """The parts, in order. Raises `UserError` while nothing has been planned."""
-        if self.store.size(PLAN) is None:
+        return list(self.latest_plan().parts)
+
+    def latest_plan(self) -> Plan:
+        """The plan that counts. Raises `UserError` while there is none."""
+        number = latest_plan_number(self.store)
+        if not number:
             raise UserError(f"--cache: {self.store.url} has no plan yet; run precompute")
-        return [Part(**part) for part in self.read_json(PLAN)["parts"]]
+        found = self.read_json(plan_name(number))
+        parts = tuple(Part.from_json(part) for part in found["parts"])
+        return Plan(number, int(found["part_size"]), int(found.get("next_part", len(parts))), parts)
 
     def part_size(self) -> int:
-        """Samples in each part but the last."""
-        return int(self.read_json(PLAN)["part_size"])
+        """Samples in each part, but the last ones that a plan has added."""
+        return self.latest_plan().part_size
 
     def column_names(self) -> list[str]:
         return self.store.names("columns")
@@ -133,7 +185,9 @@ class Cache:
                 return None
             column = Column.from_json(self.read_json(path))
             if column.name != name:
-                raise DataFault(f"{self.store.url}/{path}: is the declaration of column {column.name}")
+                raise DataFault(
+                    f"{self.store.url}/{path}: is the declaration of column {column.name}{remedy(path)}"
+                )
             self._columns[name] = column
         return self._columns[name]
 
@@ -170,7 +224,9 @@ class Cache:
         commit = Commit.from_json(self.read_json(path))
         found = commit.column, commit.part, commit.identity
         if found != (column.name, part, digest(column.identity)):
-            raise DataFault(f"{self.store.url}/{path}: is the commit record of {', '.join(found)}")
+            raise DataFault(
+                f"{self.store.url}/{path}: is the commit record of {', '.join(found)}{remedy(path)}"
+            )
         return commit
 
     def commits(self, column: Column) -> dict[str, Commit]:
@@ -179,10 +235,11 @@ class Cache:
         return {part: commit for part, commit in found if commit is not None}
 
     def table(self, part: Part) -> list[dict[str, Any]]:
-        """The sample table of a part: key, captions, place, num_bytes, mtime_ns of each sample."""
+        """The sample table of a part: the fields of each sample that are not empty."""
         data = self.store.read(part.table) if self.store.size(part.table) is not None else b""
         if xxhash.xxh3_128_hexdigest(data) != part.xxh3_128:
-            raise DataFault(f"{self.store.url}/{part.table}: sample table of {part.name}: missing or changed")
+            fault = f"sample table of {part.name}: missing or changed{remedy(part.table)}"
+            raise DataFault(f"{self.store.url}/{part.table}: {fault}")
         return [json.loads(line) for line in data.splitlines()]
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -191,11 +248,37 @@ class Cache:
             content = self.store.read(name)
             data: dict[str, Any] = json.loads(content)
         except (ValueError, FileNotFoundError) as err:
-            raise DataFault(f"{self.store.url}/{name}: not readable JSON: {err}") from None
+            raise DataFault(f"{self.store.url}/{name}: not readable JSON: {err}{remedy(name)}") from None
         sound = isinstance(data, dict) and dump(data) == content  # every byte, white space too
         if not sound or data.pop(SEAL, None) != xxhash.xxh3_128_hexdigest(dump(data)):
-            raise DataFault(f"{self.store.url}/{name}: has changed bytes ({SEAL} differs)")
+            raise DataFault(f"{self.store.url}/{name}: has changed bytes ({SEAL} differs){remedy(name)}")
         return data
+
+
+def plan_name(number: int) -> str:
+    return f"plans/{number:06d}.json"
+
+
+def latest_plan_number(store: Store) -> int:
+    """Number of the plan that counts, 0 if there is none."""
+    names = store.names("plans")
+    number = max((int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)), default=0)
+    while store.size(plan_name(number + 1)) is not None:  # a listing may be behind
+        number += 1
+    return number
+
+
+def remedy(name: str) -> str:
+    """What helps when a file of the cache is damaged, as the end of a line."""
+    if name.startswith("plans/"):
+        return "; put it back from a copy"
+    return "; mend it with: precompute --repair and the options this cache was made with"
+
+
+def plan_hash(plan: list[Part]) -> str:
+    """Which samples in which parts, and which of them are retired: equal for a copy of the same samples."""
+    parts = [[part.name, part.samples, part.xxh3_128, *part.retired] for part in plan]
+    return xxhash.xxh3_128_hexdigest(dump(parts))
 
 
 def column_folder(column: Column) -> str:

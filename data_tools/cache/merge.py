@@ -18,13 +18,13 @@ from tqdm import tqdm
 from data_tools.cache import convert, copy
 from data_tools.cache.fields import Column
 from data_tools.cache.identity import differences
-from data_tools.cache.manifest import NULL_PART, Cache, dump
+from data_tools.cache.manifest import NULL_PART, Cache, dump, plan_hash
 from data_tools.cache.payload import PartPayload
 from data_tools.cache.plan import plan_source
 from data_tools.cache.store import Store
 from data_tools.errors import UserError
 
-NOT_CONTENT = {"key", "place", "mtime_ns"}
+NOT_CONTENT = {"key", "place", "mtime_ns", "source", "picture_was", "captions_was"}
 "What may differ between two listings of one sample."
 
 
@@ -51,14 +51,14 @@ def merge(sources: Sequence[Cache], dest: Store, options: MergeOptions) -> str:
     columns = common_columns(sources, options.columns)
     origins = [copy.Origin.whole(source) for source in sources]
     format = options.format or convert.format_of(sources[0], columns)
-    part_size = options.part_size or convert.planned_part_size(sources[0])
+    part_size = options.part_size or sources[0].part_size()
     about: dict[str, Any] = {
         "command": "merge",
         "columns": None if options.columns is None else sorted(options.columns),
         "format": format,
         "tar_block": options.tar_block,
         "part_size": part_size,
-        **{f"source {i}": convert.plan_hash(origin.plan) for i, origin in enumerate(origins, 1)},
+        **{f"source {i}": plan_hash(origin.plan) for i, origin in enumerate(origins, 1)},
     }
     container = convert.make_container(format, options.tar_block)
     origins, repeated = without_repeats(origins)
@@ -106,17 +106,20 @@ def common_columns(sources: Sequence[Cache], names: tuple[str, ...] | None) -> l
 def without_repeats(origins: Sequence[copy.Origin]) -> tuple[list[copy.Origin], int]:
     """The origins, each keeping only samples that none before it lists; and how many were left out.
 
+    Retired samples are not kept and count for nothing.
+
     Raises `UserError` for a key under which two sources list different samples. Memory: 32 bytes a sample.
     """
     sums = [_hashes(origin) for origin in origins]
     everything = np.concatenate([np.zeros(0, dtype=sums[0].dtype), *sums])
     order = np.lexsort((everything["low"], everything["high"]))  # stable: earlier sources stay first
+    keep = np.concatenate([origin.keep for origin in origins])
+    order = order[keep[order]]
     ordered = everything[order]
     again = (ordered["high"][1:] == ordered["high"][:-1]) & (ordered["low"][1:] == ordered["low"][:-1])
     changed = np.flatnonzero(again & (ordered["content"][1:] != ordered["content"][:-1]))
     if len(changed):
         raise _contradiction(origins, int(order[changed[0]]), int(order[changed[0] + 1]))
-    keep = np.ones(len(everything), dtype=bool)
     keep[order[1:][again]] = False
     bounds = np.cumsum([0, *(len(found) for found in sums)]).tolist()
     kept = [replace(o, keep=keep[begin:end]) for o, begin, end in zip(origins, bounds, bounds[1:])]
@@ -141,8 +144,9 @@ def _hashes(origin: copy.Origin) -> NDArray[Any]:
 def _contradiction(origins: Sequence[copy.Origin], first: int, second: int) -> UserError:
     """The error for two samples, by their numbers over all origins."""
     (one, row), (other, changed) = _row(origins, first), _row(origins, second)
-    keys = [name for name in row if name not in NOT_CONTENT and row[name] != changed.get(name)]
-    found = "; ".join(f"{name} {row[name]!r} and {changed.get(name)!r}" for name in keys)
+    names = [*row, *(changed.keys() - row.keys())]
+    keys = [name for name in names if name not in NOT_CONTENT and row.get(name) != changed.get(name)]
+    found = "; ".join(f"{name} {row.get(name)!r} and {changed.get(name)!r}" for name in keys)
     both = f"{one.cache.store.url} and {other.cache.store.url}"
     return UserError(f"SOURCE: sample {row['key']} is not the same in {both} ({found}); take it out of one")
 

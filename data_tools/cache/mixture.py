@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.cache.cells import MAX_BYTES, Cells
 from data_tools.cache.fields import Column, Row
 from data_tools.cache.identity import differences
 from data_tools.cache.places import CachePlace
@@ -26,9 +27,22 @@ ROW_BITS = 48
 "A column of one cache has fewer than 2^48 rows."
 
 
-def open_caches(places: Sequence[CachePlace], columns: Sequence[str], **options: Any) -> "Reader":
-    """The reader of one cache, or a `Mixture`. `options` are `CacheReader`'s, and what is raised as well."""
-    readers = [CacheReader(given.place, columns, **options) for given in places]
+def open_caches(
+    places: Sequence[CachePlace], columns: Sequence[str], *, block_samples: int | None = None, **options: Any
+) -> "Reader":
+    """The reader of one cache, or a `Mixture`. `options` are `CacheReader`'s, and what is raised as well.
+
+    With `block_samples`, for block order, runs of so many rows are kept; all caches share `MAX_BYTES`.
+    """
+    readers = [
+        CacheReader(
+            given.place,
+            columns,
+            cells=Cells(block_samples, MAX_BYTES // len(places)) if block_samples else None,
+            **options,
+        )
+        for given in places
+    ]
     return Mixture(readers, [given.weight for given in places]) if len(readers) > 1 else readers[0]
 
 
@@ -51,6 +65,11 @@ class Mixture:
         self.starts = _starts(self.counts)
         self.num_samples = int(self.starts[-1])
         self._starts_of: dict[str, Ids] = {}
+
+    @property
+    def plan_hashes(self) -> list[str]:
+        """Which samples each cache holds."""
+        return [reader.plan_hash for reader in self.readers]
 
     @property
     def url(self) -> str:

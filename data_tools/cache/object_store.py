@@ -28,7 +28,7 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from data_tools.cache.store import Buffer, checked_name
+from data_tools.cache.store import TEMPORARY, Buffer, Listed, checked_name
 from data_tools.errors import DataFault, UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ PART_BYTES = 8 << 20
 "Objects up to this size are one PUT; larger ones are uploaded and read in pieces of it."
 UPLOADS = 4
 "Pieces of one object that are on their way at once; what `put` holds in memory."
+PAGE = 1000
+"Objects in an answer of a listing, and most in a request to delete."
 CONFLICTS = 10
 "Times that `create` asks again after S3's 409."
 OPENING_RETRIES = 4
@@ -142,7 +144,22 @@ class ObjectStore:
         paths = [*(item["path"] for item in listed["objects"]), *listed["common_prefixes"]]
         below = f"{folder}/" if folder else ""
         names = {path.removeprefix(below).strip("/") for path in paths if path.startswith(below)}
-        return sorted(names - {""})
+        return sorted(name for name in names - {""} if not name.startswith(TEMPORARY))  # a copied folder's
+
+    def listed(self, folder: str = "") -> Iterator[Listed]:
+        """See `Store.listed`. One request a thousand objects, each when it is needed."""
+        with self._at(folder) if folder else _as_os_errors(self.url):
+            for page in obstore.list(self._backend, folder or None, chunk_size=PAGE):
+                for item in page:
+                    yield Listed(item["path"], item["size"], item["last_modified"].timestamp())
+
+    def remove_many(self, names: Sequence[str]) -> None:
+        """See `Store.remove_many`. One request a thousand objects."""
+        for name in names:
+            checked_name(name, self.url)
+        with _as_os_errors(self.url):
+            for start in range(0, len(names), PAGE):
+                obstore.delete(self._backend, names[start : start + PAGE])
 
     def close(self) -> None:
         """Nothing to do: idle connections close by themselves."""

@@ -43,9 +43,10 @@ class Order:
     "Samples in a global batch: over all ranks and accumulation rounds."
     seed: int
     group: int = 1
-    """Batches of a window whose samples are sorted by length and cut into batches of like length; 1: none.
-    Each sample still comes once an epoch, and each batch of a window is as likely to be the short one. With
-    block order, the ranks then share their blocks."""
+    """At most so many batches make a window, whose samples are sorted by length and cut into batches of like
+    length; 1: none. A window lies within an epoch (of one cache; those of weighted caches end at different
+    times), so each sample still comes once in it, and each batch of a window is as likely to be the short
+    one. With block order, the ranks then share their blocks."""
     lengths: Callable[[Ids, Ids, Ids], Ids] | None = None
     "(cache (B,), sample (B,), epoch (B,)) → length (B,); with group > 1."
     _windows: dict[int, Drawn] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -76,12 +77,31 @@ class Order:
         position = np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
         per_bucket = [sum(column) for column in zip(*self.shares)]
         bucket, number = interleave(per_bucket, np.array([step]), keyed(self.seed, "buckets"))
-        if self.group == 1:
+        window = self._window(step)
+        if len(window) == 1:
             return self._drawn(int(bucket[0]), np.repeat(number, len(position)), position)
-        window, place = divmod(step, self.group)
-        sorted_at = permuted(np.array([place]), self.group, keyed(self.seed, "batches", window))[0]
+        key = keyed(self.seed, "batches", window.start)
+        sorted_at = permuted(np.array([step - window.start]), len(window), key)[0]
         shuffled = permuted(position, self.batch_size, keyed(self.seed, "positions", step))
         return _taken(self._sorted(window), sorted_at * self.batch_size + shuffled)
+
+    def _window(self, step: int) -> range:
+        """The batches whose samples are sorted together with those of batch `step`.
+
+        A batch that straddles two epochs is a window of its own.
+        """
+        if self.group == 1 or len(self.streams) > 1:
+            start = step // self.group * self.group
+            return range(start, start + self.group)
+        (stream,) = self.streams[0]
+        assert stream is not None
+        epoch = step * self.batch_size // stream.places
+        first = -(-epoch * stream.places // self.batch_size)  # batch that lies in the epoch as a whole
+        end = (epoch + 1) * stream.places // self.batch_size
+        if not first <= step < end:
+            return range(step, step + 1)
+        start = first + (step - first) // self.group * self.group
+        return range(start, min(start + self.group, end))
 
     def _drawn(self, bucket: int, number: Ids, position: Ids) -> Drawn:
         """The samples at some positions (B,) of some of a bucket's batches, its number-th ones (B,).
@@ -109,16 +129,16 @@ class Order:
         blocks = [stream.blocks for row in self.streams for stream in row if stream and stream.blocks]
         return gcd(self.batch_size, *(block.streams for block in blocks)) if blocks else 1
 
-    def _sorted(self, window: int) -> Drawn:
-        """All samples of a window of `group` batches, by length; equal lengths stay as they were drawn."""
-        found = self._windows.get(window)  # another thread may work on it, too: it finds the same
+    def _sorted(self, window: range) -> Drawn:
+        """All samples of a window of batches, by length; equal lengths stay as they were drawn."""
+        found = self._windows.get(window.start)  # another thread may work on it, too: it finds the same
         if found is None:
             assert self.lengths is not None
-            item = np.arange(self.group * self.batch_size, dtype=np.int64)
+            item = np.arange(len(window) * self.batch_size, dtype=np.int64)
             number, position = np.divmod(item, self.batch_size)
-            drawn = self._drawn(0, window * self.group + number, position)
+            drawn = self._drawn(0, window.start + number, position)
             lengths = self.lengths(drawn.cache, drawn.sample, drawn.epoch)
-            found = self._windows[window] = _taken(drawn, np.argsort(lengths, kind="stable"))
+            found = self._windows[window.start] = _taken(drawn, np.argsort(lengths, kind="stable"))
             for old in list(self._windows)[:-WINDOWS_KEPT]:
                 self._windows.pop(old, None)
         return found

@@ -1,12 +1,14 @@
 """Which caches a command was given, and how much of each: `--cache PLACE[=WEIGHT]`, as text."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.cache.store import local_folder
 from data_tools.errors import UserError
+
+LEAST_WEIGHT = 1e-6
+"Shares are kept as integers of 31 bits."
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class CachePlace:
 
     @classmethod
     def parse(cls, text: str) -> "CachePlace":
-        """PLACE or PLACE=WEIGHT. Raises `UserError` for a weight that is not above 0 and finite.
+        """PLACE or PLACE=WEIGHT. Raises `UserError` for a weight that no share can have.
 
         A weight is what follows the last `=` if it is a number; a folder of the whole name is a place.
         """
@@ -32,8 +34,9 @@ class CachePlace:
             return cls(text)
         if not place:
             raise UserError(f"--cache: found {text}, wanted a folder or URL before the weight")
-        if not 0 < weight < math.inf:
-            raise UserError(f"--cache: {place} has weight {number}, wanted a number above 0")
+        if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+            wanted = f"{LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}"
+            raise UserError(f"--cache: {place} has weight {number}, wanted a number from {wanted}")
         return cls(place, weight)
 
     @property

@@ -1,70 +1,96 @@
-"""Which samples make which part. Written once, before anything is encoded; samples are known by content.
+"""Which samples make which part, and how a plan follows its source. Samples are known by content.
 
-Making a plan reads every picture file once, for its hash. Comparing a source with a plan reads only those
-whose size or time of change differ.
+The first plan reads every picture file once, for its hash; a later one only those that were touched. What is
+no longer in the source, or has changed, is retired where it was; what is new or has changed makes further
+parts. Parts that are there are never touched. `data_tools.cache.listing` finds out what has changed.
 """
 
-import json
-import os
-import secrets
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
-from itertools import islice
-from typing import Any
+from contextlib import closing
 
 import xxhash
 from tqdm import tqdm
 
-from data_tools.cache.manifest import HEADER, PLAN, Cache, Part, dump, sealed
+from data_tools.cache.changes import FRESH
+from data_tools.cache.listing import Listing, chunks, compare, line, readers, with_hash
+from data_tools.cache.manifest import HEADER, Cache, Part, dump, plan_name, sealed
 from data_tools.cache.store import Store
 from data_tools.errors import DataFault, UserError
-from data_tools.sources import Sample, Source, Unusable
+from data_tools.sources import Sample, Source
+from data_tools.sources.keys import Names
 
 Table = list[Sample]
 
 
-def plan_source(store: Store, source: Source, part_size: int | None, *, write: bool = True) -> list[Part]:
-    """The plan of a cache, made from the source if there is none yet; `part_size` None: as it is, or 2048.
+def plan_source(
+    store: Store, source: Source, part_size: int | None, *, rehash: bool = False, allow_shrink: bool = False
+) -> list[Part]:
+    """The plan of a cache as the source is now; `part_size` None: as it is, or 2048.
 
-    An existing plan must hold what the source holds now. Any number of processes may call this at once; one
-    of their plans, which are all the same, is kept. With `write=False` nothing is written.
+    Any number of processes may call this at once: one of their plans, which are all the same, is kept.
+    Raises `UserError` as `compare` and `refuse_shrinking` do.
     """
-    if store.size("cache.json") is not None and store.size(PLAN) is not None:
-        return _unchanged(Cache.open(store), source, part_size)
-    parts, attempt = [], secrets.token_hex(4)
-    for name, samples in tables(source, part_size or 2048):
-        data = encoded(_hashed(source, samples) if write else samples)
-        part = Part(name, len(samples), f"samples/{name}-{attempt}.jsonl", xxhash.xxh3_128_hexdigest(data))
-        if write:
-            store.put(part.table, [data])
-        parts.append(part)
-    if not write:
-        return parts
+    while True:
+        with closing(compare(store, source, part_size, rehash=rehash)) as listing:
+            refuse_shrinking(store, listing, allowed=allow_shrink)
+            plan = write_plan(store, listing)
+        if plan is not None:
+            return plan
+
+
+def refuse_shrinking(store: Store, listing: Listing, *, allowed: bool) -> None:
+    """Raises `UserError` if the pictures of more than half of the cache's samples are gone from the source.
+
+    A sample whose captions alone have changed loses nothing but its text.
+    """
+    live = sum(part.live for part in listing.plan.parts) if listing.plan is not None else 0
+    lost = listing.changes.lost()
+    if allowed or 2 * lost <= live:
+        return
+    counts, examples = listing.changes.counts, listing.changes.examples
+    removed = counts["removed"]
+    example = next(keys[0] for kind, keys in examples.items() if kind not in ("kept", "new", "captions"))
+    raise UserError(
+        f"--data: lacks {lost} of the {live} pictures of {store.url} ({removed} removed, {lost - removed} "
+        f"changed; for example {example}); give --allow-shrink to retire them, or a new --cache"
+    )
+
+
+def write_plan(store: Store, listing: Listing) -> list[Part] | None:
+    """Write the plan that follows from a listing; the one that is there if nothing has changed.
+
+    None if another process has written another plan meanwhile: compare again.
+    """
+    if listing.plan is not None and not listing.changes:
+        return list(listing.plan.parts)
+    parts, number = listing.parts, listing.next_part
+    total = sum(listing.changes.counts[kind] for kind in FRESH)
+    with tqdm(total=total, desc="plan", unit=" samples", leave=False, delay=1) as bar, readers() as pool:
+        for samples in listing.fresh():
+            table = encoded(_hashed(listing.source, samples, pool))
+            digest = xxhash.xxh3_128_hexdigest(table)
+            name = f"part-{number:05d}"
+            parts.append(Part(name, len(samples), f"samples/{name}-{digest[:8]}.jsonl", digest))
+            store.put(parts[-1].table, [table])
+            number += 1
+            bar.update(len(samples))
     store.create("cache.json", dump(HEADER))
-    plan = {"part_size": part_size or 2048, "samples": sum(part.samples for part in parts)}
-    store.create(PLAN, sealed({**plan, "parts": [asdict(part) for part in parts]}))
-    return Cache.open(store).plan()
-
-
-def tables(source: Source, part_size: int) -> Iterator[tuple[str, Table]]:
-    """(part, its samples) for each run of `part_size` samples; one in memory."""
-    samples = iter(tqdm(source, total=source.count, desc="plan", unit=" samples", leave=False, delay=1))
-    number = 0
-    while chunk := list(islice(samples, part_size)):
-        yield f"part-{number:05d}", chunk
-        number += 1
+    about = {
+        "part_size": listing.part_size,
+        "samples": sum(part.live for part in parts),
+        "next_part": number,
+        "parts": [part.to_json() for part in parts],
+    }
+    before = listing.plan.number if listing.plan is not None else 0
+    if store.create(plan_name(before + 1), sealed(about)):
+        return parts
+    found = Cache.open(store).latest_plan()
+    return parts if (found.number, found.parts) == (before + 1, tuple(parts)) else None
 
 
 def encoded(samples: Table) -> bytes:
     """A sample table as it is stored: one line a sample."""
-    lines = (json.dumps(asdict(sample), ensure_ascii=False, sort_keys=True) for sample in samples)
-    return ("\n".join(lines) + "\n").encode()
-
-
-def sample(row: dict[str, Any]) -> Sample:
-    """A line of a sample table."""
-    return Sample(**{**row, "captions": tuple(row["captions"])})
+    return "".join(f"{line(listed)}\n" for listed in samples).encode()
 
 
 def mend_tables(cache: Cache, source: Source) -> list[str]:
@@ -72,68 +98,30 @@ def mend_tables(cache: Cache, source: Source) -> list[str]:
 
     What was done, a line each. Raises `DataFault` for a table that cannot be had again.
     """
-    damaged = {}
-    for part in cache.plan():
-        try:
-            cache.table(part)
-        except DataFault as err:
-            damaged[part.name] = (part, str(err))
-    if not damaged:
-        return []
-    for name, samples in tables(source, cache.part_size()):
-        if name in damaged:
-            part, fault = damaged[name]
-            data = encoded(_hashed(source, samples))
-            if xxhash.xxh3_128_hexdigest(data) != part.xxh3_128:
+    damaged: list[tuple[Part, str]] = []
+    with closing(Names()) as sound, readers() as pool:
+        for part in cache.plan():
+            try:
+                for row in cache.table(part):
+                    sound.add(row["key"])
+            except DataFault as err:
+                damaged.append((part, str(err)))
+        if not damaged:
+            return []
+        lost = (listed for listed in source if listed.key not in sound)  # in the order of the plan
+        for part, fault in damaged:
+            samples = next(chunks(lost, part.samples), [])
+            table = encoded(_hashed(source, samples, pool))
+            if xxhash.xxh3_128_hexdigest(table) != part.xxh3_128:
                 raise DataFault(f"{fault}; the source has changed since, so it has to come from a copy")
-            cache.store.put(part.table, [data])
-    return [f"written again: {fault}" for _, fault in damaged.values()]
+            cache.store.put(part.table, [table])
+    return [f"written again: {fault}" for _, fault in damaged]
 
 
-def _hash(source: Source, listed: Sample) -> Sample:
-    try:
-        return replace(listed, xxh3_128=xxhash.xxh3_128_hexdigest(source.read(listed)))
-    except Unusable:
-        return listed
+def _hashed(source: Source, samples: Table, pool: ThreadPoolExecutor) -> Table:
+    """With the hash of each picture's file, read in threads; those that have one are not read again."""
 
+    def hashed(listed: Sample) -> Sample:
+        return listed if listed.xxh3_128 else with_hash(source, listed)
 
-def _hashed(source: Source, samples: Table) -> Table:
-    """With the hash of each picture's file, read in threads."""
-    with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(lambda listed: _hash(source, listed), samples))
-
-
-def _unchanged(cache: Cache, source: Source, part_size: int | None) -> list[Part]:
-    """The cache's plan. Raises `UserError` if it is not what the source and the options say."""
-    planned = cache.plan()
-    if part_size not in (None, cache.part_size()):
-        raise UserError(f"--part-size: found {part_size}, but {cache.store.url} has {cache.part_size()}")
-    parts = iter(planned)
-    for _, now in tables(source, cache.part_size()):
-        part = next(parts, None)
-        old = list(map(sample, cache.table(part))) if part is not None else []
-        if len(old) != len(now) or not all(_same(source, *pair) for pair in zip(old, now)):
-            raise UserError(_changes(cache, planned, source))
-    if next(parts, None) is not None:
-        raise UserError(_changes(cache, planned, source))
-    return planned
-
-
-def _changes(cache: Cache, planned: list[Part], source: Source) -> str:
-    """One line: how many samples differ, and one of them."""
-    old = {row["key"]: sample(row) for part in planned for row in cache.table(part)}
-    now = {listed.key: listed for listed in source}
-    new, removed = sorted(now.keys() - old.keys()), sorted(old.keys() - now.keys())
-    changed = sorted(key for key in old.keys() & now.keys() if not _same(source, old[key], now[key]))
-    counts = f"{len(new)} new, {len(changed)} changed, {len(removed)} removed"
-    example = next(iter([*changed, *new, *removed]), "the order of the samples")
-    where = f"--data: not what {cache.store.url} was planned from"
-    return f"{where} ({counts}; for example {example}); give a new --cache"
-
-
-def _same(source: Source, old: Sample, now: Sample) -> bool:
-    """True if a listed sample is the planned one; the file is read only if its time of change differs."""
-    if old == replace(now, xxh3_128=old.xxh3_128):
-        return True
-    alike = old == replace(now, mtime_ns=old.mtime_ns, xxh3_128=old.xxh3_128)
-    return alike and _hash(source, now).xxh3_128 == old.xxh3_128
+    return list(pool.map(hashed, samples))

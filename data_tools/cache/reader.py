@@ -22,7 +22,7 @@ from data_tools.cache.buckets import Buckets, sample_counts
 from data_tools.cache.cells import Cells
 from data_tools.cache.fields import Column, Row
 from data_tools.cache.generation import LOW
-from data_tools.cache.manifest import Cache, Part
+from data_tools.cache.manifest import Cache, Part, plan_hash
 from data_tools.cache.reads import Ids, page_aligned
 from data_tools.cache.records import ColumnRecords, Empty
 from data_tools.cache.store import Store, open_store
@@ -48,8 +48,8 @@ class CacheReader:
     """The parts of some columns of a cache that are committed now, opened together.
 
     Samples are numbered 0 … num_samples-1 over the parts, in the plan's order, those left out that one of
-    the columns lacks. Raises `UserError` for a missing column or an unfinished cache, `DataFault` for a part
-    that is not what was committed.
+    the columns lacks, and those that are retired. Raises `UserError` for a missing column or an unfinished
+    cache, `DataFault` for a part that is not what was committed.
     """
 
     def __init__(
@@ -60,14 +60,15 @@ class CacheReader:
         allow_partial: bool = False,
         num_threads: int | None = None,
         paranoid: bool = False,
-        block_samples: int | None = None,
+        cells: Cells | None = None,
     ) -> None:
-        """`paranoid` checks the crc32c of a row at every read, not at the first only. `block_samples` is for
-        block order: an object store is then asked for runs of so many rows, which are kept (`Cells`)."""
+        """`paranoid` checks the crc32c of a row at every read, not at the first only. `cells` is for
+        block order: an object store is then asked for runs of rows, which are kept there."""
         self.cache = Cache.open(open_store(place) if isinstance(place, (str, Path)) else place)
         self.columns: dict[str, Column] = {name: self._column(name) for name in columns}
         plan = self.cache.plan()
-        cells = Cells(block_samples) if block_samples else None
+        self.plan_hash = plan_hash(plan)
+        "Which samples the cache holds; a copy of them has the same."
         self._records = {
             name: ColumnRecords(
                 self.cache, column, plan, num_threads=num_threads, paranoid=paranoid, cells=cells
@@ -249,8 +250,12 @@ class CacheReader:
         return found
 
     def _shared_positions(self) -> dict[int, Ids]:
-        """For each part of which a column lacks a sample: the positions that all columns have."""
-        lacking: dict[int, list[Ids]] = {}
+        """For each part of which a column lacks a sample, or some are retired: the positions to read."""
+        lacking = {
+            number: [np.flatnonzero(~part.is_live())]
+            for number, part in enumerate(self._parts)
+            if part.retired
+        }
         ours = {part.name: number for number, part in enumerate(self._parts)}
         for records in self._records.values():
             generation = records.generation

@@ -5,6 +5,7 @@ since, the commit records and extent indices. Sample tables and payloads are nev
 """
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,26 +24,30 @@ MOST_LISTED = 20
 "Rejects named in the text; JSON has all."
 
 
-def inspect(cache: Cache) -> dict[str, Any]:
-    """A cache as plain JSON values.
+def inspect(cache: Cache, names: Collection[str] | None = None) -> dict[str, Any]:
+    """A cache, or some columns of it, as plain JSON values.
 
     `samples` found by the plan = `cached` (in every column) + `rejects` (refused by at least one column)
-    + `pending` (not yet encoded). `complete` is True when no column lacks a part. Raises `DataFault` for a
-    damaged record.
+    + `pending` (not yet encoded). `retired` ones are none of these, but their rows are still stored: `rows`,
+    bytes and histograms of a column count them too. `complete` is True when no column lacks a part. Raises
+    `DataFault` for a damaged record.
     """
     plan = cache.plan()
     columns: dict[str, Any] = {}
     rejected: dict[str, dict[str, str]] = {}
     done = np.ones(len(plan), dtype=bool)
-    names = np.array([part.name for part in plan], dtype=np.bytes_)
+    parts = np.array([part.name for part in plan], dtype=np.bytes_)
+    gone = _Retired(cache, plan)
     for name in cache.column_names():
+        if names is not None and name not in names:
+            continue
         column = cache.column(name)
         if column is None:  # of a run that was stopped before it declared the column
             continue
         found = current(cache, column, plan)
-        planned = np.isin(found.part, names)
-        done &= np.isin(names, found.part)
-        refused = found.rejects()
+        planned = np.isin(found.part, parts)
+        done &= np.isin(parts, found.part)
+        refused = [reject for reject in found.rejects() if gone.leaves(reject)]
         for reject in refused:
             rejected.setdefault(reject["key"], {**reject, "column": name})
         null = not column.has_null or NULL_PART.encode() in found.part.tolist()
@@ -52,20 +57,22 @@ def inspect(cache: Cache) -> dict[str, Any]:
             "model": column.model,
             "parts": int(planned.sum()),
             "complete": null and int(planned.sum()) == len(plan),
+            "samples": _samples(plan, found, planned) - len(refused),
             **_sums(column, found, planned),
             "rejects_by_reason": dict(Counter(reject["reason"] for reject in refused)),
             **_histograms(column, found, int(found.samples[planned].sum())),
             "prompts": len(found.prompts()),
             "redo": _redo(cache, name, plan),
         }
-    reached_parts = {part.name: part.samples for part, whole in zip(plan, done) if whole and columns}
-    samples, reached = sum(part.samples for part in plan), sum(reached_parts.values())
+    reached_parts = {part.name: part.live for part, whole in zip(plan, done) if whole and columns}
+    samples, reached = sum(part.live for part in plan), sum(reached_parts.values())
     rejects = sum(reject["part"] in reached_parts for reject in rejected.values())
     return {
         "samples": samples,
         "cached": reached - rejects,
         "rejects": rejects,
         "pending": samples - reached,
+        "retired": sum(part.samples - part.live for part in plan),
         "complete": bool(columns) and all(column["complete"] for column in columns.values()),
         "parts": len(plan),
         "columns": columns,
@@ -74,13 +81,37 @@ def inspect(cache: Cache) -> dict[str, Any]:
     }
 
 
+class _Retired:
+    """Tells rejects of retired samples from those of others. Reads the sample tables of parts with both."""
+
+    def __init__(self, cache: Cache, plan: list[Part]) -> None:
+        self.cache = cache
+        self.parts = {part.name: part for part in plan}
+        self._keys: dict[str, set[str]] = {}
+
+    def leaves(self, reject: dict[str, str]) -> bool:
+        """True if the plan still has that sample in that part."""
+        part = self.parts.get(reject["part"])
+        if part is None or not part.retired:
+            return part is not None
+        if part.name not in self._keys:
+            table, live = self.cache.table(part), part.is_live()
+            self._keys[part.name] = {row["key"] for row, is_live in zip(table, live) if not is_live}
+        return reject["key"] not in self._keys[part.name]
+
+
+def _samples(plan: list[Part], found: Generation, planned: NDArray[np.bool_]) -> int:
+    """Samples that are not retired, in the parts that a column has."""
+    committed = {name.decode() for name in found.part[planned].tolist()}
+    return sum(part.live for part in plan if part.name in committed)
+
+
 def _sums(column: Column, found: Generation, planned: NDArray[np.bool_]) -> dict[str, Any]:
-    """Over the plan's parts."""
+    """Over the plan's parts, retired samples too."""
     samples, seconds = int(found.samples[planned].sum()), float(found.encode_seconds[planned].sum())
     field_bytes = found.field_bytes[planned].sum(axis=0).tolist()
     containers = Counter(name.decode() for name in found.container[planned].tolist())
     return {
-        "samples": samples,
         "rows": int(found.rows[planned].sum()),
         "field_bytes": {field.name: count for field, count in zip(column.fields, field_bytes)},
         "stored_bytes": int(found.stored_bytes[planned].sum()),
@@ -134,6 +165,8 @@ def as_text(report: dict[str, Any]) -> str:
     """The same report for people."""
     lines = [
         count_line(report),
+        *[f"{report['retired']} more are retired: no longer in the source, or changed since"]
+        * bool(report["retired"]),
         "",
         f"{'column':<14}{'field':<30}{'dtype':<10}{'shape':<20}{'rows':>9}{'size':>12}",
     ]

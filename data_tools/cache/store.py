@@ -8,17 +8,18 @@ import os
 import re
 import secrets
 import stat
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.request import url2pathname
 
 from data_tools.errors import DataFault, UserError
 
+TEMPORARY = ".tmp-"
+"Beginning of the names of files that a writer has not finished."
 OPEN_FILES = 512
 "Most files that a local store keeps open."
 MOST_BUFFERS = 1024
@@ -30,6 +31,15 @@ are read up to a third faster than after writes of odd sizes."""
 
 Buffer = Any
 "Writable contiguous bytes: a memoryview, a bytearray, an ndarray of uint8."
+
+
+class Listed(NamedTuple):
+    """An object as a listing has it; a folder's name ends with `/`, and its size is 0."""
+
+    name: str
+    size: int
+    modified: float
+    "Seconds since 1970, by the clock of the place."
 
 
 class Store(Protocol):
@@ -75,6 +85,13 @@ class Store(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Names of objects and folders directly in a folder ('': the cache's own), sorted; whole ones."""
+
+    def listed(self, folder: str = "") -> Iterator[Listed]:
+        """All objects below a folder, in any order, as the listing comes in; unfinished ones, strangers'
+        and (locally) folders too. Links are not followed."""
+
+    def remove_many(self, names: Sequence[str]) -> None:
+        """Remove objects, and folders that are empty then. What is not there is no error."""
 
     def close(self) -> None:
         """Let go of files and connections. The store can still be used."""
@@ -149,8 +166,8 @@ class LocalStore:
         try:
             with _blaming(target, temporary):
                 os.link(temporary, target)  # unlike rename, link never replaces; also holds on NFS
-        except FileExistsError:
-            return False
+        except FileExistsError:  # or NFS has asked twice, and found what it made itself
+            return temporary.stat().st_nlink > 1
         finally:
             temporary.unlink()
         _sync_folder(target.parent)
@@ -190,9 +207,29 @@ class LocalStore:
     def names(self, folder: str) -> list[str]:
         """See `Store.names`."""
         path = self._path(folder) if folder else self.root
-        if not path.is_dir():
-            return []
-        return sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith(".tmp-"))
+        entries = os.scandir(path) if path.is_dir() else ()
+        return sorted(entry.name for entry in entries if not entry.name.startswith(TEMPORARY))
+
+    def listed(self, folder: str = "") -> Iterator[Listed]:
+        """See `Store.listed`."""
+        path = self._path(folder) if folder else self.root
+        for entry in list(os.scandir(path)) if path.is_dir() else []:
+            with suppress(FileNotFoundError):  # gone since
+                status, name = entry.stat(follow_symlinks=False), f"{folder}/{entry.name}".lstrip("/")
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self.listed(name)
+                    name += "/"
+                yield Listed(name, 0 if name.endswith("/") else status.st_size, status.st_mtime)
+
+    def remove_many(self, names: Sequence[str]) -> None:
+        """See `Store.remove_many`."""
+        for name in sorted(names, reverse=True):  # what is in a folder before the folder
+            if name.endswith("/"):
+                with suppress(OSError):  # not empty
+                    self._path(name[:-1]).rmdir()
+            else:
+                self._path(name).unlink(missing_ok=True)
+                self._files.forget(name)
 
     def close(self) -> None:
         """Let go of the open files; those being read close when they have been read."""
@@ -203,7 +240,7 @@ class LocalStore:
 
     def _write_temporary(self, target: Path, chunks: Iterable[bytes | memoryview]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".tmp-{secrets.token_hex(4)}-{target.name}"
+        temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(4)}-{target.name}"
         try:
             with _blaming(target, temporary), temporary.open("xb", buffering=WRITE_BYTES) as file:
                 for chunk in chunks:
@@ -217,27 +254,21 @@ class LocalStore:
 
 
 class _OpenFiles:
-    """Open files by name; when there are too many, the least recently used one is let go.
+    """Open files by name; when there are too many, the one that was opened first is let go.
 
     A file closes when nobody holds it any more, so an eviction never closes one that is being read.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: OrderedDict[str, FileIO] = OrderedDict()
-
-    def get(self, name: str) -> FileIO | None:
-        with self._lock:
-            file = self._open.get(name)
-            if file is not None:
-                self._open.move_to_end(name)
-            return file
+        self._open: dict[str, FileIO] = {}
+        self.get = self._open.get
 
     def add(self, name: str, file: FileIO) -> FileIO:
         with self._lock:
             self._open[name] = file
             if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
+                del self._open[next(iter(self._open))]
             return file
 
     def forget(self, name: str) -> None:

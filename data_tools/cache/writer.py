@@ -63,10 +63,18 @@ class PartWriter:
             self._discard()
             raise
         # from here on the objects may be named by a record, even if this raises
-        created = self.store.create(f"{column_folder(self.column)}/commits/{self.part}.json", sealed(record))
-        if not created:
-            self._discard()
-        return created
+        name = f"{column_folder(self.column)}/commits/{self.part}.json"
+        if self.store.create(name, sealed(record)) or self._has(name, sealed(record)):
+            return True
+        self._discard()
+        return False
+
+    def _has(self, name: str, record: bytes) -> bool:
+        """True if the record is there after all: the answer to a `create` may be lost on its way."""
+        try:
+            return self.store.read(name) == record
+        except FileNotFoundError:
+            return False
 
     def _write(self) -> Commit:
         about = {"column": self.column.name, "part": self.part, "identity": digest(self.column.identity)}
@@ -89,9 +97,8 @@ class PartWriter:
         )
 
     def _discard(self) -> None:
-        for item in self._objects:
-            with suppress(OSError):  # what cannot be removed now is left to `data-tools gc`
-                self.store.remove(item.name)
+        with suppress(OSError):  # what cannot be removed now is left to `data-tools gc`
+            self.store.remove_many([item.name for item in self._objects])
         self._objects.clear()
 
     def _part_rows(self, about: dict[str, str]) -> PartRows:

@@ -31,6 +31,10 @@ class Sample:
     "Why the picture cannot be used, where that shows when it is listed."
     caption_problem: str = ""
     "Why it has no caption, where there is more to say than that it has none."
+    picture_was: str = ""
+    "`part:position` of the sample that this one replaces, if the picture is the same; set by the plan."
+    captions_was: str = ""
+    "The same if the captions are."
 
 
 @dataclass(frozen=True)

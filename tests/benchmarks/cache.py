@@ -163,7 +163,7 @@ def bench_kind(folder: Path, kind: str, samples: int, rounds: int, seconds: floa
 
 
 @click.command()
-@click.option("--samples", default=24_576, show_default=True)
+@click.option("--samples", default=32_768, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=1.0, show_default=True, help="Of each measurement.")
 @click.option("--folder", type=click.Path(path_type=Path), help="For the data; deleted afterwards.")

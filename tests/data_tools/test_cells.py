@@ -9,6 +9,7 @@ import pytest
 
 from data_tools.cache.cells import Cells
 from data_tools.cache.reader import CacheReader
+from data_tools.cache.reads import coalesced
 from data_tools.cache.store import LocalStore
 from data_tools.cache.tar_part import TarPart
 from data_tools.cache.zarr_part import ZarrPart
@@ -37,7 +38,7 @@ def test_rows_through_runs_are_the_rows(
     tmp_path: Path, container: Any, buckets: Sequence[tuple[int, int]]
 ) -> None:
     caches.build(tmp_path, buckets=buckets, container=container)
-    kept = CacheReader(CountingStore(tmp_path), caches.COLUMNS, block_samples=3)
+    kept = CacheReader(CountingStore(tmp_path), caches.COLUMNS, cells=Cells(3))
     plain = CacheReader(tmp_path, caches.COLUMNS)
     rng = np.random.default_rng(0)
     for column in caches.COLUMNS:
@@ -51,7 +52,7 @@ def test_rows_through_runs_are_the_rows(
 def test_a_run_is_one_request_however_many_batches_take_from_it(tmp_path: Path) -> None:
     caches.build(tmp_path)
     store = CountingStore(tmp_path)
-    reader = CacheReader(store, ["image"], block_samples=5)
+    reader = CacheReader(store, ["image"], cells=Cells(5))
     rows = reader.rows("image")[0]
     for row in rows[::-1]:
         reader.gather("image", np.array([row]))
@@ -61,7 +62,7 @@ def test_a_run_is_one_request_however_many_batches_take_from_it(tmp_path: Path) 
 def test_a_damaged_row_of_a_run_is_refused_though_another_was_asked_for(tmp_path: Path) -> None:
     caches.build(tmp_path)
     store = CountingStore(tmp_path)
-    reader = CacheReader(store, ["image"], block_samples=5)
+    reader = CacheReader(store, ["image"], cells=Cells(5))
     rows = reader.rows("image")[0]
     reader.gather("image", rows[:1])
     (path,) = tmp_path.glob("columns/image/*/parts/part-00001-*.zarr/image_embeds/c/0/0")
@@ -96,3 +97,13 @@ def test_a_run_larger_than_the_bound_is_kept_alone() -> None:
     cells.put(("f", 0, 1), run(100))
     assert cells.get(("f", 0, 0)) is None
     assert cells.get(("f", 0, 1)) is not None
+
+
+def test_rows_far_apart_and_more_than_one_request_may_hold_are_asked_for_apart() -> None:
+    buffers = [np.zeros(6 << 20, dtype=np.uint8) for _ in range(4)]
+    size = 6 << 20
+    near = [(0, number * size, (buffer,)) for number, buffer in enumerate(buffers)]
+    assert [len(buffers) for _, _, buffers in coalesced(near, 0)] == [2, 2]  # at most LARGEST_READ
+    apart = [(0, 0, (buffers[0],)), (0, size + 11, (buffers[1],)), (1, size, (buffers[2],))]
+    assert [offset for _, offset, _ in coalesced(apart, 10)] == [0, size + 11, size]
+    assert [len(buffers) for _, _, buffers in coalesced(apart, 11)] == [3, 1]  # with what lies between

@@ -1,19 +1,20 @@
 """The Hugging Face ImageFolder convention, and what is said when a folder does not keep it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.sources import ImageFolder, Sample, Unusable, open_source
+from data_tools.sources import ImageFolder, Sample, SourceOptions, Unusable, open_source
 
 
 def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(name.encode())
+        (root / name).write_bytes(os.fsencode(name))
 
 
 def metadata(folder: Path, *rows: dict[str, Any]) -> None:
@@ -23,14 +24,14 @@ def metadata(folder: Path, *rows: dict[str, Any]) -> None:
 
 
 def listing(root: Path, caption_column: str = "text") -> dict[str, tuple[str, ...]]:
-    source = open_source(str(root), caption_column=caption_column)
+    source = open_source([str(root)], SourceOptions((caption_column,)))
     samples = list(source)
     assert source.count == len(samples)
     return {sample.key: sample.captions for sample in samples}
 
 
 def the_sample(root: Path, key: str) -> tuple[ImageFolder, Sample]:
-    source = ImageFolder.open(str(root), caption_column="text")
+    source = ImageFolder.open(str(root))
     return source, next(sample for sample in source if sample.key == key)
 
 
@@ -124,7 +125,10 @@ def test_what_is_no_readable_file_is_unusable(tmp_path: Path, name: str) -> None
 def test_a_picture_listed_twice_is_an_error_that_names_it(tmp_path: Path, spelled: str) -> None:
     touch(tmp_path, "a.png")
     metadata(tmp_path, {"file_name": "a.png", "text": "1"}, {"file_name": spelled, "text": "2"})
-    with pytest.raises(UserError, match=r"^--data: .*metadata\.jsonl: a\.png is listed twice"):
+    with pytest.raises(
+        UserError,
+        match=r"^--data: .*metadata\.jsonl: row 2: a\.png is listed twice, first in .*metadata\.jsonl row 1;",
+    ):
         listing(tmp_path)
 
 
@@ -132,22 +136,41 @@ def test_a_picture_listed_in_two_metadata_files_is_an_error_that_names_it(tmp_pa
     touch(tmp_path, "sub/a.png")
     metadata(tmp_path, {"file_name": "sub/a.png", "text": "1"})
     metadata(tmp_path / "sub", {"file_name": "a.png", "text": "2"})
-    with pytest.raises(UserError, match=r"sub/a\.png is listed twice"):
+    both = (
+        rf"sub/metadata\.jsonl: row 1: sub/a\.png is listed twice, first in {tmp_path}/metadata\.jsonl row 1;"
+    )
+    with pytest.raises(UserError, match=both):
         listing(tmp_path)
 
 
-@pytest.mark.parametrize("line", ["not json", '["a.png"]', '{"text": "no name"}', "{", "3"])
-def test_a_line_that_is_no_row_is_named_by_its_number(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ["not json", '["a.png"]', '{"text": "no name"}', "{", "3", "[" * 100_000])
+def test_a_row_that_cannot_be_used_is_a_sample_that_names_it(tmp_path: Path, line: str) -> None:
+    said = "no file_name, wanted a string" if "text" in line else "no JSON object"
     touch(tmp_path, "a.png")
     good = '{"file_name": "a.png", "text": "x"}'
     (tmp_path / "metadata.jsonl").write_text(f"{good}\n\n{line}\n")
-    with pytest.raises(UserError, match=r'metadata\.jsonl: line 3: wanted JSON with a "file_name"$'):
-        listing(tmp_path)
+    assert listing(tmp_path) == {"a.png": ("x",), "metadata.jsonl#2": ()}
+    source, sample = the_sample(tmp_path, "metadata.jsonl#2")
+    assert sample.problem == sample.caption_problem == said
+    with pytest.raises(Unusable, match=f"^{said}$"):
+        source.read(sample)
 
 
-def test_a_file_name_that_is_no_string_is_named_by_its_line(tmp_path: Path) -> None:
-    metadata(tmp_path, {"file_name": 7, "text": "x"})
-    with pytest.raises(UserError, match="line 1: file_name is 7, wanted a string"):
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('[\n{"file_name": "a.png"},\n]\n', "row 1: no JSON object"),
+        ('\n{"name": "a.png", "text": "x"}', "row 1: no file_name, wanted a string"),
+        ('{"file_name": 7, "text": "x"}', "row 1: file_name is 7, wanted a string"),
+        ('{"file_name": "", "text": "x"}', "row 1: file_name is '', wanted a string"),
+    ],
+)
+def test_a_file_without_one_good_row_is_refused_with_its_first_fault(
+    tmp_path: Path, lines: str, said: str
+) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text(lines)
+    with pytest.raises(UserError, match=rf"^--data: .*metadata\.jsonl: {said}$"):
         listing(tmp_path)
 
 
@@ -160,17 +183,21 @@ def test_a_mistyped_caption_column_is_one_line_with_the_columns_there_are(tmp_pa
         listing(tmp_path)
 
 
+def test_columns_asked_for_have_to_be_in_some_metadata_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a/a.png", "b/b.png")
+    metadata(tmp_path / "a", {"file_name": "a.png", "text": "x"})
+    metadata(tmp_path / "b", {"file_name": "b.png", "alt": "y"})
+    both = list(ImageFolder.open(str(tmp_path), SourceOptions(("text", "alt"))))
+    assert [sample.captions for sample in both] == [("x",), ("y",)]
+    source = ImageFolder.open(str(tmp_path / "a"), SourceOptions(("text", "atl")))
+    with pytest.raises(UserError, match=r"^--caption-column: .* no column 'atl'; it has: file_name, text$"):
+        _ = source.count
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match=r"^--data: .*: no pictures found \(looked for \.bmp"):
+    with pytest.raises(UserError, match=r"^--data: .*: no pictures found \(looked for \.apng \."):
         listing(tmp_path)
-
-
-@pytest.mark.parametrize(("name", "found"), [("gone", "nothing"), ("a.png", "a file")])
-def test_what_is_no_folder_is_refused(tmp_path: Path, name: str, found: str) -> None:
-    touch(tmp_path, "a.png")
-    with pytest.raises(UserError, match=rf"^--data: .*: found {found}, wanted a folder of pictures$"):
-        listing(tmp_path / name)
 
 
 def test_a_byte_order_mark_as_windows_writes_it_is_no_fault(tmp_path: Path) -> None:
@@ -187,10 +214,59 @@ def test_half_of_a_surrogate_pair_in_a_caption_becomes_a_question_mark(tmp_path:
     assert listing(tmp_path) == {"a.png": ("cut ?",)}
 
 
-def test_a_file_name_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["", "\udcfe/"])
+def test_a_file_name_that_is_not_utf8_is_a_sample_with_a_problem(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, "a.png")
     try:
-        Path(str(tmp_path), b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(b"x")
+        touch(tmp_path, f"{folder}\udcff.png")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(UserError, match=r"^--data: .*: a file name that is not UTF-8: \\udcff\.png"):
+    key = f"{folder}\\udcff.png".replace("\udcfe", "\\udcfe")
+    assert listing(tmp_path) == {"a.png": (), key: ()}
+    source, sample = the_sample(tmp_path, key)
+    assert (sample.place, sample.num_bytes > 0) == (key, True)
+    with pytest.raises(Unusable, match=r"^file name is not UTF-8; rename the file$"):
+        source.read(sample)
+
+
+def test_half_of_a_surrogate_pair_in_a_file_name_is_a_problem_of_its_sample(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    metadata(tmp_path, {"file_name": "half\ud83d.png", "text": "x"}, {"file_name": "a.png", "text": "y"})
+    assert listing(tmp_path) == {"half\\ud83d.png": ("x",), "a.png": ("y",)}
+    assert the_sample(tmp_path, "half\\ud83d.png")[1].problem == "file name is not UTF-8; rename the file"
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--data: .*: no pictures found \(it is empty\)$"):
         listing(tmp_path)
+
+
+def test_a_zero_byte_picture_is_a_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.JPG").touch()
+    source, sample = the_sample(tmp_path, "a.JPG")
+    assert (sample.num_bytes, source.read(sample)) == (0, b"")
+
+
+def test_folders_come_parents_first_and_sorted_whatever_stands_in_their_names(tmp_path: Path) -> None:
+    names = ["b.png", "a/b.png", "a/c/a.png", "a b/a.png", "a-/a.png", "ä/a.png"]
+    touch(tmp_path, *reversed(names))
+    assert list(listing(tmp_path)) == names
+
+
+def test_a_folder_that_cannot_be_listed_is_a_sample_that_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "then/c.png")
+    samples = iter(ImageFolder.open(str(tmp_path)))
+    assert next(samples).key == "a.png"
+    (tmp_path / "sub/b.png").unlink()
+    (tmp_path / "sub").rmdir()  # between the listing of its parent and its own
+    gone, then = samples
+    assert (gone.key, gone.problem) == ("sub/", "unreadable folder: No such file or directory")
+    assert gone.caption_problem == gone.problem
+    assert then.key == "then/c.png"
+
+
+def test_a_pipe_behind_a_picture_s_name_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    source, sample = the_sample(tmp_path, "a.png")
+    with pytest.raises(Unusable, match=r"^unreadable file: not a regular file$"):
+        source.read(sample)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools import images
+from data_tools import colours, images
 from data_tools.sources import Unusable
 
 FORMATS = {  # mode → a format that keeps it
@@ -60,7 +60,7 @@ def test_every_mode_shows_the_same_picture(mode: str) -> None:
 
 def test_ycbcr_shows_the_same_picture() -> None:
     """In memory: Pillow 12 does not read the YCbCr files that it writes."""
-    pixels = np.asarray(images.to_rgb(quarters("YCbCr"), alpha="white"))
+    pixels = np.asarray(colours.to_rgb(quarters("YCbCr"), alpha="white"))
     assert pixels[:, :18].max() <= 2
     assert pixels[:, 22:].min() >= 253
 
@@ -193,3 +193,13 @@ def test_square_is_the_reference_recipe(size: tuple[int, int], resolution: int) 
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     assert np.array_equal(found, np.transpose(expected, [2, 0, 1]))
+
+
+def test_every_pixel_value_is_scaled_as_the_reference_does() -> None:
+    """Bit for bit, on all 256 values of each channel; a picture of the right size is not resampled."""
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = np.stack([values, values.T, 255 - values], axis=-1)
+    found = images.square(Image.fromarray(pixels), 16)
+    expected = pixels.astype(np.float32) / 127.5 - 1
+    assert expected.dtype == np.float32
+    assert found.tobytes() == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.cache.order import Drawn, Order
-from data_tools.cache.stream import Blocks, Stream
+from data_tools.cache.stream import Blocks, Stream, make_stream
 from tests.data_tools.orders import NONE, grouped, lengths_of, mixed, together
 
 
@@ -27,13 +27,32 @@ def test_padding_falls() -> None:
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 7, 64])
-def test_a_window_has_the_samples_it_had_each_once(group: int) -> None:
-    order, plain = grouped(500, 8, group), grouped(500, 8, 1)
-    for window in range(3):
-        steps = range(window * group, (window + 1) * group)
-        found, wanted = (together([each.batch(step) for step in steps]) for each in (order, plain))
-        keys = [sorted(zip(drawn.epoch.tolist(), drawn.sample.tolist())) for drawn in (found, wanted)]
-        assert keys[0] == keys[1]
+@pytest.mark.parametrize("samples", [500, 203, 16, 5])
+def test_an_epochs_batches_have_the_samples_they_had(samples: int, group: int) -> None:
+    """Those that lie in it as a whole, together; the batches between two epochs, each by itself."""
+    order, plain = grouped(samples, 8, group), grouped(samples, 8, 1)
+    for epoch in range(3):
+        first, end = -(-epoch * samples // 8), (epoch + 1) * samples // 8
+        between = end + ((epoch + 1) * samples % 8 > 0)
+        for steps in (range(first, end), range(end, between)):
+            found, wanted = ([each.batch(step) for step in steps] for each in (order, plain))
+            keys = [
+                sorted(
+                    (e, s) for drawn in batches for e, s in zip(drawn.epoch.tolist(), drawn.sample.tolist())
+                )
+                for batches in (found, wanted)
+            ]
+            assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize("group", [2, 32])
+def test_a_run_of_whole_epochs_shows_every_sample_as_often(group: int) -> None:
+    stream = make_stream(1000, NONE, 16, 0, tail="drop")
+    order = Order(((stream,),), ((1,),), 16, 0, group, lengths_of)
+    for epoch in range(3):
+        drawn = together([order.batch(step) for step in range(epoch * 62, (epoch + 1) * 62)])
+        assert set(drawn.epoch.tolist()) == {epoch}
+        assert len(set(drawn.sample.tolist())) == 62 * 16
 
 
 def test_batches_of_a_window_are_cut_by_length_and_come_in_any_order() -> None:

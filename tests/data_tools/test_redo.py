@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from data_tools.cache import gc, redo, report
 from data_tools.cache.fields import Column
 from data_tools.cache.manifest import NULL_PART, Cache, column_folder
 from data_tools.cache.reader import CacheReader
-from data_tools.cache.store import LocalStore
+from data_tools.cache.store import Listed, LocalStore
 from data_tools.cache.writer import PartWriter
 from data_tools.errors import DataFault, UserError
 from tests.data_tools.caches import COLUMNS, Made, build, column, random_row, read, same
@@ -52,7 +53,7 @@ def switch(root: Path, about: Column = NEW) -> str:
 
 def collected(root: Path, **options: float) -> list[str]:
     removed, _ = gc.collect(opened(root), **options)
-    return [path.relative_to(root).as_posix() for garbage in removed for path in garbage.paths]
+    return [top for garbage in removed for top in garbage.tops]
 
 
 def test_the_old_column_is_read_until_the_new_one_is_whole(root: Path) -> None:
@@ -191,8 +192,8 @@ def test_a_redo_that_begins_while_gc_looks_is_safe(root: Path, monkeypatch: pyte
     age(root, 48)
     find = gc.find
 
-    def find_then_announce(cache: Cache, where: Path) -> list[gc.Garbage]:
-        found = list(find(cache, where))
+    def find_then_announce(cache: Cache, objects: Iterable[Listed]) -> list[gc.Garbage]:
+        found = list(find(cache, objects))
         redo.announce(opened(root), NEW)
         return found
 

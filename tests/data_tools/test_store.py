@@ -202,7 +202,8 @@ def test_a_name_that_leads_out_of_the_place_is_refused(store: Store, name: str) 
         lambda name: store.put(name, [b"1"]),
         lambda name: store.create(name, b"1"),
         lambda name: store.read_into(name, 0, buffers(1)),
-        *([store.names] if name else []),
+        lambda name: store.remove_many([name]),
+        *([store.names, lambda name: list(store.listed(name))] if name else []),
     ]
     for verb in verbs:
         with pytest.raises(DataFault, match="which is not inside it"):

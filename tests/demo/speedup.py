@@ -43,7 +43,7 @@ class Speedup:
 
 def measure(data: Path, cache: Path, prior: Path, decoder: Path, resolution: int) -> dict[str, Speedup]:
     """Speed-ups of the prior's and the decoder's step."""
-    source = ImageFolder.open(str(data), caption_column="text")
+    source = ImageFolder.open(str(data))
     usable = [sample for sample in source if sample.captions and _readable(source, sample)]
     online, cached = OnlineModels.load(prior, decoder), OnlineModels.load(prior, decoder)
     return {

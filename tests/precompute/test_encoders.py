@@ -15,8 +15,8 @@ from tests.pocket import CAPTIONS
 from tests.precompute.pictures import LONG, noise
 
 
-def options(dtype: str = "float32", alpha: str = "white") -> EncoderOptions:
-    return EncoderOptions("cpu", "float32", dtype, alpha, {"hub": "a/b"}, {"hub": "a/c"})
+def options(dtype: str = "float32", alpha: str = "white", icc: bool = False) -> EncoderOptions:
+    return EncoderOptions("cpu", "float32", dtype, alpha, icc, {"hub": "a/b"}, {"hub": "a/c"})
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +133,16 @@ def test_identities_tell_apart_all_that_changes_the_values(pocket: Path) -> None
         LatentsEncoder(pocket / "decoder", options(), 128).column,
         LatentsEncoder(pocket / "decoder", options("float16"), 64).column,
         LatentsEncoder(pocket / "decoder", options(alpha="drop"), 64).column,
+        LatentsEncoder(pocket / "decoder", options(icc=True), 64).column,
         ImageEncoder(pocket / "prior", options()).column,
+        ImageEncoder(pocket / "prior", options(icc=True)).column,
         TextEncoder(pocket / "prior", options()).column,
     ]
     identities = [repr(sorted(column.identity.items(), key=str)) for column in columns]
     assert len(set(identities)) == len(columns)
     assert LatentsEncoder(pocket / "decoder", options(), 64).column == columns[0]
+    plain, converted = (TextEncoder(pocket / "prior", options(icc=icc)).column for icc in (False, True))
+    assert plain == converted
     assert not any(str(pocket) in identity for identity in identities)
 
 

@@ -165,14 +165,13 @@ def test_another_config_is_noticed_and_who_saved_it_is_not(
     assert line.count(" → ") == 1
 
 
-def test_a_changed_source_is_refused(
-    refused, pocket: Path, pictures: Path, cache: Path, tmp_path: Path
-) -> None:
-    data = Path(shutil.copytree(pictures, tmp_path / "data"))
-    (data / "00.jpg").unlink()
-    shutil.copy2(data / "01.png", data / "new.png")
-    line = refused("--dtype", "fp32", data=data, cache=cache)
-    assert line.startswith(f"--data: not what {cache} was planned from (1 new, 1 changed")
+def test_a_source_with_hardly_any_of_the_pictures_is_refused(refused, cache: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "data", 5)
+    line = refused("--dtype", "fp32", data=tmp_path / "data", cache=cache)
+    assert line.startswith(
+        f"--data: lacks 19 of the 24 pictures of {cache} (19 removed, 0 changed; for example"
+    )
+    assert line.endswith("give --allow-shrink to retire them, or a new --cache\n")
 
 
 def test_a_cache_of_another_format_version_is_refused(refused, cache: Path, tmp_path: Path) -> None:
@@ -186,3 +185,17 @@ def test_a_cache_that_is_a_file_is_refused(refused, pocket: Path, pictures: Path
     blocker = tmp_path / "blocker"
     blocker.write_text("x")
     assert str(blocker) in refused(data=tmp_path / "data", cache=blocker / "cache")
+
+
+@pytest.mark.parametrize("columns", ["image", "image,text"])
+def test_repair_with_other_options_touches_no_column_whose_declaration_is_damaged(
+    refused, cache: Path, tmp_path: Path, columns: str
+) -> None:
+    """Its identity cannot be compared, but what is committed lies in a folder named after it."""
+    spoiled = Path(shutil.copytree(cache, tmp_path / "spoiled"))
+    path = spoiled / "columns" / "image" / "column.json"
+    path.write_text(path.read_text().replace("float32", "float33"))
+    line = refused("--dtype", "bf16", "--columns", columns, "--repair", cache=spoiled)
+    (held,) = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
+    assert line.startswith("--repair: ")
+    assert f"what is there of it is {held}, and these options make " in line

@@ -14,7 +14,7 @@ from data_tools.cache.manifest import Cache
 from data_tools.cache.reader import CacheReader
 from data_tools.cache.store import open_store
 from data_tools.sources import ImageFolder
-from precompute import encoders, run
+from precompute import encoders, parts
 from precompute.encoders import ImageEncoder, LatentsEncoder
 from tests.precompute.command import (
     COLUMNS,
@@ -124,7 +124,7 @@ def test_a_run_interrupted_in_an_encoder_is_finished_by_the_same_command(
 def test_a_run_publishes_what_it_has_committed_while_it_goes_on(
     cache: Path, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "PUBLISHED", 1)
+    monkeypatch.setattr(parts, "PUBLISHED", 1)
     precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
     for name in COLUMNS:
         assert len(list(tmp_path.glob(f"cache/columns/{name}/*/generations/*.npz"))) >= 3
@@ -253,7 +253,7 @@ def test_dry_run_writes_nothing_and_says_what_it_would_do(
     assert printed.startswith("24 samples and 35 captions in 4 parts\n")
     assert printed.endswith("nothing was written (--dry-run)\n")
     rows = {line.split()[0]: line.split() for line in printed.splitlines() if "image" in line or "@" in line}
-    assert rows["image"][1:5] == ["4", "24", "3.1", "KB"]
+    assert rows["image"][1:8] == ["0", "24", "0", "0", "24", "3.1", "KB"]  # kept new changed removed
     assert float(rows["image"][-1]) == pytest.approx(24 * 0.399e-3, rel=0.02)  # tests/pocket/models.py
     assert float(rows["latents@64"][-1]) == pytest.approx(24 * 1.077e-3 / 4, rel=0.05)
     before = files(copy)

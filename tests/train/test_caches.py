@@ -44,6 +44,19 @@ def refused(kind, caches, output, *flags):
     return ended.lines[0]
 
 
+def test_other_samples_of_the_same_encoders_are_refused(cache, late, tmp_path):
+    ran("prior", cache, tmp_path / "out", *FEW)
+    line = refused("prior", late, tmp_path / "out", *FEW)
+    assert line.startswith(f"--cache: {late} holds 10 samples (plan ")
+    assert f"was trained on {cache} with 22 samples (plan " in line
+
+
+def test_the_same_caches_in_another_order_are_refused(cache, late, tmp_path):
+    ran("prior", [cache, late], tmp_path / "out", *FEW)
+    line = refused("prior", [late, cache], tmp_path / "out", *FEW)
+    assert line.startswith(f"--cache: {late}, {cache} holds 10 samples (plan ")
+
+
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_union_counts_all_samples_of_all_caches(kind, cache, late, tmp_path):
     flags = ("--validation-fraction", "0.2", "--train-batch-size", "8")
@@ -186,8 +199,8 @@ def test_unlike_caches_are_refused(cache, cache16, tmp_path):
     ("second", "said"),
     [
         ("{cache}/", "--cache: {cache}/ is given twice"),
-        ("{late}=0", "--cache: {late} has weight 0, wanted a number above 0"),
-        ("{late}=nan", "--cache: {late} has weight nan, wanted a number above 0"),
+        ("{late}=0", "--cache: {late} has weight 0, wanted a number from 1e-06 to 1e+06"),
+        ("{late}=nan", "--cache: {late} has weight nan, wanted a number from 1e-06 to 1e+06"),
         ("{late}=much", "--cache: {late}=much is not a cache"),
     ],
 )

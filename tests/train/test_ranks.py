@@ -25,12 +25,12 @@ def on_two_ranks(kind, cache, output, *flags):
     return output
 
 
-def launched(kind, cache, output, *flags):
+def launched(kind, cache, output, *flags, use_cpu="true"):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [sys.executable, *launcher, "-m", f"train.{kind}", *runs.arguments(cache, output, *flags)],
         cwd=runs.ROOT,
-        env={**runs.environment(), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
+        env={**runs.environment(), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": use_cpu},
         capture_output=True,
         timeout=180,
         check=False,
@@ -79,3 +79,13 @@ def test_mistake_is_said_once_a_node(cache, tmp_path):
     assert ended.returncode != 0
     said = [line for line in ended.stderr.decode().splitlines() if line.startswith("--prior-model: nowhere")]
     assert len(said) == 1
+
+
+def test_processes_that_accelerate_would_take_for_runs_of_their_own_are_refused(cache, tmp_path):
+    done = launched("prior", cache, tmp_path / "out", use_cpu="false")
+    assert done.returncode != 0
+    assert (
+        "WORLD_SIZE: 2 processes were started, but accelerate sees 1; without a GPU set"
+        in done.stderr.decode()
+    )
+    assert not (tmp_path / "out").exists()

@@ -168,11 +168,14 @@ def test_grouping_pads_less_and_shows_the_same_samples(weights, plain, opened):
     assert padding(alike, 64) < 0.5 * padding(mixed, 64)
     first, second = (drawn(sampling, 64, 4) for sampling in (alike, mixed))
     assert first != second
-    window = alike.order.group
-    assert window == min(8, alike.samples_per_epoch // 4) > 1  # no window is longer than an epoch
-    for start in range(0, 64 - window, window):
-        shown = [sorted(flat(each[start : start + window])) for each in (first, second)]
+    assert alike.order.group == min(8, alike.samples_per_epoch // 4) > 1
+    start = 0
+    while start < 48:
+        window = alike.order._window(start)
+        assert window.start == start
+        shown = [sorted(flat(each[start : window.stop])) for each in (first, second)]
         assert shown[0] == shown[1]
+        start = window.stop
 
 
 @pytest.mark.parametrize("weights", [(None, None), (None, 0.5)])
@@ -224,6 +227,16 @@ def test_dropped_tail_that_would_leave_nothing_is_refused(plain, bucketed, opene
         Sampling(opened(bucketed, None), NONE, 9, 3, how)
     with pytest.raises(UserError, match=r"^--tail: drop with weighted caches"):
         Sampling(opened(plain, 1.0, 2.0), NONE, 4, 3, how)
+
+
+def test_caches_of_one_size_are_shuffled_apart(plain):
+    """Otherwise the n-th sample of one always came with the n-th of the other."""
+    twice = open_caches([CachePlace(str(plain / "a"), 1.0)] * 2, COLUMNS)
+    streams = Sampling(twice, NONE, 4, 3, Ordering()).order.streams
+    first, second = (stream.at(np.arange(COUNTS[0]))[0].tolist() for (stream,) in streams)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    twice.close()
 
 
 def test_weighted_cache_of_which_all_is_held_out_is_named(plain, opened):

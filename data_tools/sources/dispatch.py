@@ -1,0 +1,94 @@
+"""Which kind of source a text after `--data` names."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_tools.errors import UserError
+from data_tools.sources import metadata
+from data_tools.sources.folder import ImageFolder
+from data_tools.sources.inside import is_folder
+from data_tools.sources.sample import Source, SourceOptions
+from data_tools.sources.walk import picture_suffixes
+
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}
+"Files that `datasets.save_to_disk` writes."
+WANTED = f"a folder, a .tar, hf:NAME or a table ({' '.join(TABLES)})"
+
+
+def open_one(data: str, options: SourceOptions) -> Source:
+    """Raises `UserError` if there is nothing, or nothing that is known."""
+    path = Path(data)
+    if data.startswith("hf:"):
+        return _hub(data, options)
+    if path.is_dir():
+        return _folder(path, data, options)
+    name = (urlsplit(data).path if "://" in data else data).lower()
+    if name.endswith(COMPRESSED):
+        raise UserError(
+            f"--data: {data}: found a compressed tar; unpack it to a .tar, so members can be reached"
+        )
+    if name.endswith(".tar"):
+        return _tars(data, options)
+    if "://" in data:
+        raise UserError(f"--data: {data}: found a URL of an unknown kind, wanted one that ends in .tar")
+    if not os.path.lexists(path):
+        raise UserError(f"--data: {data}: found nothing there ({_nearest(path)}), wanted {WANTED}")
+    if name.endswith(TABLES):
+        from data_tools.sources.tables import TableSource
+
+        return TableSource.open(data, options)
+    kind = f"a file of an unknown kind ({path.suffix or 'its name has no ending'})"
+    raise UserError(f"--data: {data}: found {kind}, wanted {WANTED}")
+
+
+def _folder(path: Path, data: str, options: SourceOptions) -> Source:
+    """Of a folder: what its files show, its subfolders left aside."""
+    suffixes, files, has_folders = _contents(path)
+    if SAVED & files:
+        return _hub(data, options)
+    if not has_folders and not files & set(metadata.NAMES) and not suffixes & picture_suffixes():
+        if ".tar" in suffixes:
+            return _tars(data, options)
+        if suffixes and suffixes <= {".arrow", ".parquet"}:
+            return _hub(data, options)
+    return ImageFolder.open(data, options)
+
+
+def _contents(path: Path) -> tuple[set[str], set[str], bool]:
+    """Endings of file names, those names that matter here, and whether there are subfolders."""
+    suffixes, names, has_folders = set(), set(), False
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    has_folders = True
+                    continue
+                suffixes.add(Path(entry.name).suffix.lower())
+                if entry.name in SAVED or entry.name in metadata.NAMES:
+                    names.add(entry.name)
+    except OSError as err:
+        raise UserError(f"--data: {path}: cannot be listed: {err.strerror or err}") from None
+    return suffixes, names, has_folders
+
+
+def _nearest(path: Path) -> str:
+    """The last folder on the way to a path that is there."""
+    parent = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
+    return f"{parent} is there"
+
+
+def _tars(data: str, options: SourceOptions) -> Source:
+    from data_tools.sources.tars import TarSource
+
+    return TarSource.open(data, options)
+
+
+def _hub(data: str, options: SourceOptions) -> Source:
+    from data_tools.sources.hub import HubSource
+
+    return HubSource.open(data, options)

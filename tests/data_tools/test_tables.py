@@ -1,0 +1,314 @@
+"""CSV, TSV, JSON lines and Parquet as sources: rows that are samples, one line for tables that are wrong."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.errors import UserError
+from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from data_tools.sources.tables import TableSource
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"picture {name}".encode())
+
+
+def table(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder / name
+
+
+def parquet(folder: Path, columns: dict[str, Any], row_group: int = 1000, name: str = "t.parquet") -> Path:
+    arrow = pytest.importorskip("pyarrow")
+    writer = pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table(columns), folder / name, row_group_size=row_group)
+    return folder / name
+
+
+def opened(path: Path, **options: Any) -> TableSource:
+    return TableSource.open(str(path), SourceOptions(**options))
+
+
+def captions(path: Path, **options: Any) -> dict[str, tuple[str, ...]]:
+    return {sample.key: sample.captions for sample in opened(path, **options)}
+
+
+def problems(path: Path, **options: Any) -> dict[str, str]:
+    return {sample.key: sample.problem for sample in opened(path, **options) if sample.problem}
+
+
+def test_a_csv_with_paths_beside_it(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "sub/b.png")
+    source = opened(table(tmp_path, '\ufeffimage,text\na.png,"one, two"\n./sub/b.png,кот\n'))
+    first, second = source
+    status = (tmp_path / "a.png").stat()
+    assert first == Sample("a.png", ("one, two",), "a.png", status.st_size, status.st_mtime_ns)
+    assert (second.key, second.captions) == ("sub/b.png", ("кот",))
+    assert source.read(second) == b"picture sub/b.png"
+    assert source.count is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.tsv", "file_name\ttext\na.png\tone, two\n"),
+        ("t.jsonl", '\n{"file_name": "a.png", "text": "one, two"}\n'),
+        ("t.CSV", 'path,text\na.png,"one, two"\n'),
+    ],
+)
+def test_other_kinds_of_table(tmp_path: Path, name: str, text: str) -> None:
+    touch(tmp_path, "a.png")
+    assert captions(table(tmp_path, text, name)) == {"a.png": ("one, two",)}
+
+
+def test_parquet_with_paths(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    path = parquet(tmp_path, {"file_name": ["a.png", "b.png"], "text": [["x", "y"], None]})
+    assert captions(path) == {"a.png": ("x", "y"), "b.png": ()}
+
+
+def test_columns_can_be_named_and_captions_be_of_several(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    path = table(tmp_path, "pic,short,long\na.png,s,l\n")
+    assert captions(path, image_column="pic", caption_columns=("long", "short")) == {"a.png": ("l", "s")}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"caption_columns": ("captoin",)},
+            "--caption-column: .* has no column 'captoin'; it has: image, text, n$",
+        ),
+        ({"image_column": "pic"}, "--image-column: .* has no column 'pic'; it has: image, text, n$"),
+    ],
+)
+def test_a_wrong_column_is_one_line_with_those_there_are(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    touch(tmp_path, "a.png")
+    with pytest.raises(UserError, match=said):
+        opened(table(tmp_path, "image,text,n\na.png,x,1\n"), **options)
+
+
+def test_a_table_without_a_usual_picture_column_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--image-column: .*none of the columns image, .*; it has: a, b$"):
+        opened(table(tmp_path, "a,b\n1,2\n"))
+
+
+def test_a_table_of_pictures_alone_has_no_captions(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    assert captions(table(tmp_path, "image\na.png\n")) == {"a.png": ()}
+
+
+def test_rows_in_turn_with_one_path_are_one_sample_with_all_captions(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    path = table(tmp_path, "image,text\na.png,one\na.png,two\na.png,one\nb.png,three\n")
+    assert [(sample.key, sample.captions) for sample in opened(path)] == [
+        ("a.png", ("one", "two")),
+        ("b.png", ("three",)),
+    ]
+
+
+def test_paths_that_lead_out_are_rejected_and_absolute_ones_below_the_folder_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "secret.png", "in/a.png")
+    inside = tmp_path / "in"
+    lines = ["../secret.png", str(inside / "a.png"), str(tmp_path / "secret.png"), f"{inside}/../secret.png"]
+    source = opened(table(inside, "image\n" + "\n".join(lines) + "\n"))
+    samples = list(source)
+    assert source.read(samples[1]) == b"picture in/a.png"
+    assert (samples[1].key, samples[1].place) == ("a.png", "a.png")
+    assert samples[0].problem == "the file name leads out of the folder"
+    assert [sample.key for sample in samples[2:]] == ["t.csv:row-00000002", "t.csv:row-00000003"]
+    for sample in (samples[0], *samples[2:]):
+        assert str(tmp_path) not in sample.place
+        with pytest.raises(Unusable, match="leads out"):
+            source.read(sample)
+
+
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "secret.png", "in/a.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
+    source = opened(table(tmp_path / "in", "image\na.png\nlink.png\n"))
+    with pytest.raises(Unusable, match="symbolic link that leaves"):
+        source.read(list(source)[1])
+
+
+def test_wrong_paths_in_every_row_are_one_line_with_the_path_that_was_tried(tmp_path: Path) -> None:
+    rows = "".join(f"pics/{number}.png,x\n" for number in range(1200))
+    with pytest.raises(UserError) as failure:
+        opened(table(tmp_path, "image,text\n" + rows))
+    assert str(failure.value) == (
+        f"--image-column: {tmp_path}/t.csv: image: none of the first 1000 pictures is there; "
+        f"no such file: {tmp_path}/pics/0.png"
+    )
+
+
+def test_one_wrong_path_is_a_sample_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    source = opened(table(tmp_path, "image,text\na.png,x\nb.png,y\n"))
+    with pytest.raises(Unusable, match="no such file"):
+        source.read(list(source)[1])
+
+
+def test_urls_are_one_line_that_says_to_download(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^--image-column: .*url holds URLs \(https://x/a.jpg\).*img2dataset"
+    ):
+        opened(table(tmp_path, "url,text\nhttps://x/a.jpg,x\n"), image_column="url")
+
+
+def test_rows_that_cannot_be_read_are_rejected_with_their_line(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    long = "x" * 200_000
+    found = problems(table(tmp_path, f"image,text\na.png,x\n,x\n{long},y\nb.png,z\n"))
+    assert found == {
+        "t.csv:row-00000001": "image holds no path",
+        "t.csv:row-00000002": "line 4: no CSV: field larger than field limit (131072)",
+    }
+    found = problems(table(tmp_path, '{"image": "a.png", "text": "x"}\n{\n[1]\n{"image": 7}\n', "t.jsonl"))
+    assert found == {
+        "t.jsonl:row-00000001": "no JSON object",
+        "t.jsonl:row-00000002": "no JSON object",
+        "t.jsonl:row-00000003": "image holds no path",
+    }
+
+
+def test_a_row_with_a_comma_too_many_has_no_caption_and_says_why(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    first, second = opened(table(tmp_path, "image,text\na.png,one, two\nb.png,x\n"))
+    assert (first.captions, second.captions) == ((), ("x",))
+    assert first.caption_problem == "found 3 cells, the header has 2; quote cells that hold commas"
+
+
+def test_captions_that_are_not_utf8_are_said_and_decoded_if_lenient(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    path = table(tmp_path, b"image,text\na.png,caf\xe9\n")
+    (sample,) = opened(path)
+    assert sample.captions == ()
+    assert "not UTF-8" in sample.caption_problem
+    assert captions(path, lenient=True) == {"a.png": ("caf\ufffd",)}
+
+
+def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    path = table(tmp_path, b"image,text\na.png,x\ncaf\xe9.png,y\n")
+    assert problems(path) == {"caf\\udce9.png": "file name is not UTF-8; rename the file"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.csv", b"", "none of the columns"),
+        ("t.csv", b"image,text\n", "no rows in it"),
+        ("t.csv", b"image,image,text\na,b,c\n", "two columns 'image'"),
+        ("t.jsonl", b"not json\n", "none of the columns"),
+        ("t.parquet", b"PAR1 no more", "not a Parquet file that can be read"),
+        ("t.parquet", b"", "not a Parquet file that can be read"),
+    ],
+)
+def test_tables_that_are_none_are_one_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said) as failure:
+        opened(table(tmp_path, data, name))
+    assert "\n" not in str(failure.value)
+
+
+def test_without_pyarrow_a_parquet_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"needs the library pyarrow.*kandinsky-cache\[tables\]"):
+        opened(table(tmp_path, b"", "t.parquet"))
+
+
+def many(tmp_path: Path, count: int = 100, **more: list[Any]) -> Path:
+    pictures = [f"picture {number}".encode() for number in range(count)]
+    return parquet(
+        tmp_path, {"image": pictures, "text": [f"c{n}" for n in range(count)], **more}, row_group=7
+    )
+
+
+def test_parquet_with_bytes_is_read_in_any_order(tmp_path: Path) -> None:
+    source = opened(many(tmp_path))
+    samples = list(source)
+    assert source.count == 100 == len(samples)
+    assert (samples[12].key, samples[12].captions) == ("row-00000012", ("c12",))
+    assert samples[0].mtime_ns == (tmp_path / "t.parquet").stat().st_mtime_ns
+    for number in [0, 1, 99, 50, 49, 7, 6, 98, 0]:
+        assert source.read(samples[number]) == f"picture {number}".encode()
+
+
+def test_many_threads_read_parquet_at_once(tmp_path: Path) -> None:
+    source = opened(many(tmp_path, 500))
+    samples = list(source)
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(source.read, samples)) == [f"picture {n}".encode() for n in range(500)]
+
+
+def test_a_key_column_names_rows_with_bytes(tmp_path: Path) -> None:
+    path = many(tmp_path, 3, id=["x", None, "z"])
+    assert [sample.key for sample in opened(path)] == ["x", "row-00000001", "z"]
+
+
+def test_hugging_faces_bytes_and_path(tmp_path: Path) -> None:
+    touch(tmp_path, "b.png")
+    cells = [
+        {"bytes": b"one", "path": None},
+        {"bytes": None, "path": "b.png"},
+        {"bytes": None, "path": "/etc/passwd"},
+    ]
+    source = opened(parquet(tmp_path, {"image": [*cells, None], "text": list("abcd")}))
+    samples = list(source)
+    assert [source.read(sample) for sample in samples[:2]] == [b"one", b"picture b.png"]
+    with pytest.raises(Unusable, match="leads out"):
+        source.read(samples[2])
+    with pytest.raises(Unusable, match="no bytes in this row"):
+        source.read(samples[3])
+
+
+def test_a_picture_column_of_numbers_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--image-column: .*image is of type int64, wanted paths or bytes$"):
+        opened(parquet(tmp_path, {"image": [1], "text": ["x"]}))
+
+
+def test_listing_parquet_does_not_read_the_pictures(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    source = opened(path)
+    with pytest.importorskip("pyarrow.parquet").ParquetFile(path) as file:
+        pictures = file.metadata.row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    start = pictures.dictionary_page_offset or pictures.data_page_offset
+    data[start : start + pictures.total_compressed_size] = b"\xff" * pictures.total_compressed_size
+    path.write_bytes(data)
+    samples = list(source)
+    assert len(samples) == 100
+    with pytest.raises(Unusable, match="row 0"):
+        source.read(samples[0])
+    assert source.read(samples[7]) == b"picture 7"
+
+
+def test_a_parquet_file_that_is_damaged_inside_rejects_and_does_not_fall_over(tmp_path: Path) -> None:
+    source = opened(many(tmp_path))
+    samples = list(source)
+    os.truncate(tmp_path / "t.parquet", 500)
+    with pytest.raises(Unusable, match="row 40"):
+        source.read(samples[40])
+
+
+def test_a_place_that_is_no_row_is_not_read(tmp_path: Path) -> None:
+    source = opened(many(tmp_path, 3))
+    for place in ("t.parquet:3", "t.parquet:-1", "3", "../t.parquet:0"):
+        with pytest.raises(Unusable):
+            source.read(Sample("k", (), place, -1, 0))
+
+
+def test_long_lines_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_tools.sources.rows.MAX_LINE", 100)
+    touch(tmp_path, "a.png")
+    path = table(tmp_path, json.dumps({"image": "a.png"}) + "\n" + '"' * 1000 + "\n", "t.jsonl")
+    assert captions(path)["a.png"] == ()
+    assert set(problems(path).values()) == {"no JSON object"}
