@@ -8,13 +8,14 @@ import pytest
 
 from data_tools.sources import ImageFolder, Sample, SourceOptions
 from data_tools.sources.captions import MAX_BYTES, of_cells
+from data_tools.sources.folder import DEFAULTS
 
 LENIENT = SourceOptions(lenient=True)
 LINES = SourceOptions(caption_lines=True)
 RED = "красный".encode("cp1251")  # no UTF-8: its first byte is 0xea
 
 
-def the_sample(root: Path, options: SourceOptions | None = None) -> Sample:
+def the_sample(root: Path, options: SourceOptions = DEFAULTS) -> Sample:
     (sample,) = ImageFolder.open(str(root), options)
     return sample
 
@@ -52,7 +53,7 @@ def test_a_picture_that_a_row_above_names_has_its_caption_file_beside_it(tmp_pat
 @pytest.mark.parametrize("text", [b"", b" \n\t\n"])
 def test_an_empty_caption_file_is_an_empty_caption(root: Path, text: bytes) -> None:
     (root / "a.txt").write_bytes(text)
-    for options in (None, LINES):
+    for options in (DEFAULTS, LINES):
         sample = the_sample(root, options)
         assert (sample.captions, sample.caption_problem) == ((), "caption is empty")
 

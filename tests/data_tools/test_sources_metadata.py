@@ -9,6 +9,7 @@ import pytest
 
 from data_tools.errors import UserError
 from data_tools.sources import ImageFolder, Sample, SourceOptions
+from data_tools.sources.folder import DEFAULTS
 
 ROWS = [
     {"file_name": "b.png", "text": 'a "quoted", caption\nof two lines', "alt": "кот"},
@@ -49,7 +50,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listed(root: Path, options: SourceOptions | None = None) -> dict[str, Sample]:
+def listed(root: Path, options: SourceOptions = DEFAULTS) -> dict[str, Sample]:
     return {sample.key: sample for sample in ImageFolder.open(str(root), options)}
 
 
