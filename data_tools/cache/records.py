@@ -32,7 +32,11 @@ from data_tools.errors import DataFault
 BYTES_A_THREAD = 8 << 20
 "A batch from the page cache is shared out over threads in pieces of at least this size."
 SECONDS_A_READ, SECONDS_A_BYTE = 5e-5, 1e-9
-"A batch that takes longer waits for a disk or a network: all threads share the next one."
+"A batch that takes longer waits for a disk or a network."
+SLOW_BATCHES, SHARED_BATCHES = 2, 64
+"After so many such batches in turn, all threads share so many; then one thread tries alone again."
+MANY_PARTS = 100
+"So many parts are looked at in several threads, whatever the store."
 CHECKED_AT_OPEN = 20_000
 "So many objects are looked at when a cache is opened; those of a larger one when they are first read."
 
@@ -117,12 +121,12 @@ class ColumnRecords:
         self._index: list[PartIndex | None] = [None] * len(self.names)
         self._loaded = np.zeros(len(self.names), dtype=bool)
         self._cells = cells
-        self._waits = False
-        "The last batch did."
+        self._slow = self._shared = 0
+        "Batches in turn that waited; batches that all threads still share."
         self._num_threads = num_threads or self.store.concurrency
         self._pool = ThreadPoolExecutor(self._num_threads)
-        if self.generation.object.size <= CHECKED_AT_OPEN:
-            list(self._pool.map(self._check_sizes, range(len(self.names))))
+        checked = self.generation.object.size <= CHECKED_AT_OPEN
+        self._each(self._check_sizes, range(len(self.names)) if checked else ())
 
     @property
     def null_row(self) -> int:
@@ -140,8 +144,7 @@ class ColumnRecords:
 
     def load(self, parts: Iterable[int]) -> None:
         """The extent indices of some parts, many at once."""
-        missing = [part for part in parts if not self._loaded[part]]
-        list(self._pool.map(self.index, missing) if len(missing) > 1 else map(self.index, missing))
+        self._each(self.index, [part for part in parts if not self._loaded[part]])
 
     def shapes(self, rows: Ids) -> NDArray[np.int32]:
         """Shape of each row of the first field whose shape varies, without reading it: (B, dimensions)."""
@@ -168,6 +171,11 @@ class ColumnRecords:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+    def _each(self, task: Callable[[int], Any], parts: Sequence[int]) -> None:
+        """In threads where a request takes long, or there are many."""
+        pays = len(parts) > MANY_PARTS or (self.store.coalesce_bytes and len(parts) > 1)
+        list(self._pool.map(task, parts) if pays else map(task, parts))
 
     def _parts_of(self, rows: Ids) -> Ids:
         """The part of each row, every one of them with its index loaded."""
@@ -211,7 +219,7 @@ class ColumnRecords:
             list(self._pool.map(lambda read: self._read(where, [read]), merged))
             reads = []
         size, started = sum(map(len, places)), time.perf_counter()
-        most = self._num_threads if self._waits else size // BYTES_A_THREAD
+        most = self._num_threads if (shared := self._shared > 0) else size // BYTES_A_THREAD
         pieces = max(1, min(most, self._num_threads, len(rows)))
         bounds = [len(rows) * i // pieces for i in range(pieces + 1)]
 
@@ -225,8 +233,13 @@ class ColumnRecords:
         piece(first)
         for future in rest:
             future.result()
-        spent = (time.perf_counter() - started) * pieces
-        self._waits = spent > SECONDS_A_READ * len(rows) + SECONDS_A_BYTE * size
+        if shared:
+            self._shared -= 1
+            return
+        waited = time.perf_counter() - started > SECONDS_A_READ * len(rows) + SECONDS_A_BYTE * size
+        self._slow = self._slow + 1 if waited else 0
+        if self._slow >= SLOW_BATCHES:
+            self._slow, self._shared = SLOW_BATCHES - 1, SHARED_BATCHES
 
     def _read(self, where: _FieldRows, reads: Sequence[Read]) -> None:
         read_into, objects = self.store.read_into, where.objects
@@ -236,15 +249,12 @@ class ColumnRecords:
             except FileNotFoundError:
                 raise self._damaged(part, f"{objects[part]} is missing") from None
             if count != (len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))):
-                raise self._damaged(
-                    part, f"{where.field.name}: {objects[part]} ends before what was committed"
-                )
+                what = f"{where.field.name}: {objects[part]} ends before what was committed"
+                raise self._damaged(part, what)
 
     def _check(self, where: _FieldRows, rows: Ids, parts: Ids, places: list[Bytes]) -> None:
         """Each row against its crc32c, unless it has been checked before."""
         new = np.arange(len(rows)) if self.paranoid else np.flatnonzero(~where.sound[rows])
-        if not len(new):
-            return
         found = np.array([google_crc32c.value(places[i]) for i in new.tolist()], dtype=np.uint32)
         wrong = new[found != where.crc32c[rows[new]]]
         for i in wrong[:1].tolist():
