@@ -37,6 +37,8 @@ PLAN = "plans/000001.json"
 "Name of the first plan."
 HEADER = {"format": "kandinsky-cache", "version": VERSION}
 "Of `cache.json`."
+REPAIR = "precompute --repair and the options this cache was made with"
+"Ends a line about damage."
 SEAL = "xxh3_128"
 "Key of the hash that plan, column declarations and commit records carry of themselves."
 
@@ -272,7 +274,7 @@ def remedy(name: str) -> str:
     """What helps when a file of the cache is damaged, as the end of a line."""
     if name.startswith("plans/"):
         return "; put it back from a copy"
-    return "; mend it with: precompute --repair and the options this cache was made with"
+    return f"; mend it with: {REPAIR}"
 
 
 def plan_hash(plan: list[Part]) -> str:

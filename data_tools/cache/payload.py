@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from data_tools.cache.extents import FieldExtents, PartIndex
 from data_tools.cache.fields import Column, Field, Row
-from data_tools.cache.manifest import Cache, Commit
+from data_tools.cache.manifest import REPAIR, Cache, Commit
 from data_tools.cache.verify import load_index
 from data_tools.errors import DataFault
-
-REPAIR = "redo it with: precompute --repair and the options this cache was made with"
 
 
 @dataclass
@@ -93,7 +91,7 @@ def cut_row(data: NDArray[np.uint8], extents: FieldExtents, about: Field, row: i
 
 def part_fault(cache: Cache, column: str, part: str, what: str) -> DataFault:
     """One line: which cache, column and part, what is wrong with it, and the command that repairs it."""
-    return DataFault(f"{cache.store.url}: column {column}, {part}: {what}; {REPAIR}")
+    return DataFault(f"{cache.store.url}: column {column}, {part}: {what}; redo it with: {REPAIR}")
 
 
 def container_of(commit: Commit) -> str:

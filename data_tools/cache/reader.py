@@ -162,7 +162,9 @@ class CacheReader:
         samples = self._everything() if samples is None else samples
         records = next(iter(self._records.values()))
         hashes = np.empty(len(samples), dtype=np.uint64)
-        for part, chosen, positions in self._by_part(samples):
+        touched = self._by_part(samples)
+        records.load(records.number[self._parts[part].name] for part, _, _ in touched)
+        for part, chosen, positions in touched:
             index = records.index(records.number[self._parts[part].name])
             hashes[chosen] = index.key_hash[np.searchsorted(index.sample_index, positions)]
         return hashes

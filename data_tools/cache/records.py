@@ -25,7 +25,7 @@ from data_tools.cache.cells import Cells
 from data_tools.cache.extents import PartIndex
 from data_tools.cache.fields import Column, Field
 from data_tools.cache.generation import Generation, current
-from data_tools.cache.manifest import NULL_PART, Cache, Part
+from data_tools.cache.manifest import NULL_PART, REPAIR, Cache, Part
 from data_tools.cache.reads import Bytes, Ids, Read, coalesced, page_aligned, row_places, row_reads
 from data_tools.errors import DataFault
 
@@ -291,8 +291,7 @@ class ColumnRecords:
                 raise self._damaged(part, f"{name} is missing or short: {found} bytes, wanted {wanted}")
 
     def _damaged(self, part: int, what: str) -> DataFault:
-        repair = "redo it with: precompute --repair and the options this cache was made with"
-        return DataFault(f"{self._where(self.names[part])}: {what}; {repair}")
+        return DataFault(f"{self._where(self.names[part])}: {what}; redo it with: {REPAIR}")
 
     def _where(self, part: str) -> str:
         return f"--cache: {self.store}: column {self.column.name}, {part}"

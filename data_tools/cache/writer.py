@@ -58,13 +58,13 @@ class PartWriter:
         What was written for nothing, because the place failed or another writer was first, is removed again.
         """
         try:
-            record = self._write()
+            record = sealed(self._write())
         except BaseException:
             self._discard()
             raise
         # from here on the objects may be named by a record, even if this raises
         name = f"{column_folder(self.column)}/commits/{self.part}.json"
-        if self.store.create(name, sealed(record)) or self._has(name, sealed(record)):
+        if self.store.create(name, record) or self._has(name, record):
             return True
         self._discard()
         return False

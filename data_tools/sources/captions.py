@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from data_tools.sources.inside import read_inside
-from data_tools.sources.sample import SourceOptions, Unusable
+from data_tools.sources.sample import SourceOptions, Unusable, shown
 
 SUFFIXES = ((".txt", ".TXT"), (".caption", ".CAPTION"))
 "Of caption files; the first of a pair that is there is read."
@@ -52,7 +52,7 @@ def beside(root: str, place: str, options: SourceOptions) -> Captions:
         try:
             data = read_inside(root, name, max_bytes=MAX_BYTES).removeprefix(codecs.BOM_UTF8)
         except Unusable as reason:
-            faults.append(f"{_shown(name)}: {reason}")
+            faults.append(f"{shown(name)}: {reason}")
             continue
         found, fault = of_file(data, options)
         captions += found
@@ -113,7 +113,3 @@ def _bytes_again(value: object) -> object:
 def _first(faults: list[str]) -> str:
     """The fault that says most."""
     return next((fault for fault in faults if fault not in ("", EMPTY)), EMPTY if EMPTY in faults else "")
-
-
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()

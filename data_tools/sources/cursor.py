@@ -15,6 +15,18 @@ FAR = 1000
 "Rows ahead from which on a new start is made."
 
 
+def picture_of(data: object, path: object, read: Callable[[str], bytes]) -> Picture:
+    """The bytes of a row, or what `read` finds at its path; Hugging Face's columns have either."""
+    if isinstance(data, bytes):
+        return data
+    if not isinstance(path, str):
+        return Unusable("no bytes in this row")
+    try:
+        return read(path)
+    except Unusable as reason:
+        return reason
+
+
 class Cursor:
     """Reads on to the row that is asked for, and keeps the last rows it came by for those who ask late.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_tools.errors import UserError
 from data_tools.sources import captions
 from data_tools.sources.inside import read_inside
-from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
 from data_tools.sources.walk import Found, picture_suffixes, walk
 
 MAX_BYTES = 1 << 31
@@ -69,7 +69,7 @@ class ImageFolder:
         if found.sidecars:
             beside = captions.beside(self._real_root, found.place, self.options)
             texts, caption_problem = captions.joined((texts, caption_problem), beside)
-        place = found.place.encode("utf-8", "backslashreplace").decode()
+        place = shown(found.place)
         problem = found.problem
         if not problem and place != found.place:
             problem = "file name is not UTF-8; rename the file"

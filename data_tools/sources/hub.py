@@ -19,12 +19,12 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.sources import captions
-from data_tools.sources.cursor import Cursor, Picture
+from data_tools.sources.cursor import Cursor, Picture, picture_of
 from data_tools.sources.extras import required
 from data_tools.sources.inside import read_inside
 from data_tools.sources.remote import read_whole
 from data_tools.sources.rows import Columns, chosen, text, unchecked
-from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
 from data_tools.sources.tables import TableSource
 
 LIST_ROWS = 1024
@@ -145,21 +145,14 @@ class HubSource:
         wanted = [cells.get(name) for name in self.columns.captions]
         texts, problem = captions.of_cells(wanted, lenient=self.options.lenient)
         key = text(cells.get(self.columns.key or ""))
-        shown = key.encode("utf-8", "backslashreplace").decode() if key else f"row-{number:08d}"
-        return Sample(shown, texts, str(number), -1, self.loaded.marker, caption_problem=problem)
+        name = shown(key) if key else f"row-{number:08d}"
+        return Sample(name, texts, str(number), -1, self.loaded.marker, caption_problem=problem)
 
     def _bytes(self, cell: Any) -> Picture:
         """Of bytes, of {bytes, path}, or of a path, which may not lead out of the dataset."""
         path = cell.get("path") if isinstance(cell, dict) else cell
         data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if isinstance(data, bytes):
-            return data
-        if not isinstance(path, str):
-            return Unusable("no bytes in this row")
-        try:
-            return self._file(path)
-        except Unusable as reason:
-            return reason
+        return picture_of(data, path, self._file)
 
     def _file(self, path: str) -> bytes:
         """Raises `Unusable`."""

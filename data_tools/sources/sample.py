@@ -37,6 +37,11 @@ class Sample:
     "The same if the captions are."
 
 
+def shown(name: str) -> str:
+    """A name as text that can be printed and stored: bytes that are not UTF-8 come out as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """How captions and pictures are found in a source."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from data_tools.errors import UserError
 from data_tools.sources import captions
-from data_tools.sources.cursor import Cursor, Picture
+from data_tools.sources.cursor import Cursor, Picture, picture_of
 from data_tools.sources.inside import LEADS_OUT, leads_out, read_inside
 from data_tools.sources.rows import Columns, Row, chosen, faults, header, parquet_file, rows, text
-from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
 
 MAX_BYTES = 1 << 31
 "Of a picture file; 178 million pixels are 0.7 GB uncompressed."
@@ -110,10 +110,8 @@ class TableSource:
         for row in rows(file, [*self.columns.captions, *filter(None, [self.columns.key])]):
             key = text(row.cells.get(self.columns.key or ""))
             texts, problem = self._captions(row)
-            shown = (
-                key.encode("utf-8", "backslashreplace").decode() if key else f"{prefix}row-{row.number:08d}"
-            )
-            yield Sample(shown, texts, f"{file.name}:{row.number}", -1, mtime_ns, caption_problem=problem)
+            name = shown(key) if key else f"{prefix}row-{row.number:08d}"
+            yield Sample(name, texts, f"{file.name}:{row.number}", -1, mtime_ns, caption_problem=problem)
 
     def _of_path(self, row: Row) -> Sample:
         here = f"{self.path.name}:row-{row.number:08d}"
@@ -123,12 +121,11 @@ class TableSource:
             fault = row.fault or f"{self.columns.image} holds no path"
             return Sample(here, texts, here, -1, 0, problem=fault, caption_problem=caption_problem)
         place = self._place(name.strip())
-        shown = place.encode("utf-8", "backslashreplace").decode()
-        problem = _problem(place)
+        key, problem = shown(place), _problem(place)
         if place.startswith("/"):
-            place = shown = here  # a cache names no places of this machine
+            place = key = here  # a cache names no places of this machine
         size, mtime_ns = (-1, 0) if problem else self._status(place)
-        return Sample(shown, texts, shown, size, mtime_ns, problem=problem, caption_problem=caption_problem)
+        return Sample(key, texts, key, size, mtime_ns, problem=problem, caption_problem=caption_problem)
 
     def _place(self, name: str) -> str:
         """Relative to the table's folder where it lies there."""
@@ -173,14 +170,7 @@ class TableSource:
         """Of bytes, or of Hugging Face's {bytes, path}."""
         path = cell.get("path") if isinstance(cell, dict) else None
         data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if isinstance(data, bytes):
-            return data
-        if not isinstance(path, str):
-            return Unusable("no bytes in this row")
-        try:
-            return read_inside(self._root, path, max_bytes=MAX_BYTES)
-        except Unusable as reason:
-            return reason
+        return picture_of(data, path, lambda path: read_inside(self._root, path, max_bytes=MAX_BYTES))
 
     def _check(self) -> None:
         first = list(islice(self, FIRST_ROWS))

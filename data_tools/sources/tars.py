@@ -19,7 +19,7 @@ from typing import Any
 from data_tools.errors import UserError
 from data_tools.sources.captions import EMPTY, MAX_BYTES, Captions, of_cells, of_file
 from data_tools.sources.remote import File, Reader, check_backend, files_of, is_url, opened, read_range
-from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
 from data_tools.sources.tar_headers import Damage, Member, members
 from data_tools.sources.walk import picture_suffixes
 
@@ -77,8 +77,8 @@ class TarSource:
                 hint = "; for several tars: the folder, or braces like {00..41}" if "*" in data else ""
                 raise UserError(f"--data: {data}: no such file: {tars[0].url}{more}{hint}")
         for tar in tars:
-            if tar.name != (shown := tar.name.encode("utf-8", "backslashreplace").decode()):
-                raise UserError(f"--data: {data}: a file name that is not UTF-8: {shown}; rename it")
+            if tar.name != (name := shown(tar.name)):
+                raise UserError(f"--data: {data}: a file name that is not UTF-8: {name}; rename it")
         return cls(data, tars, options)
 
     @property

@@ -1,19 +1,16 @@
 """Hugging Face datasets, on disk and streamed, as the `datasets` library reads them."""
 
-import io
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from data_tools.errors import UserError
-from data_tools.sources.hub import HubSource, Loaded, load, parsed
+from data_tools.sources.hub import HubSource, Loaded, load
 from data_tools.sources.rows import chosen
-from data_tools.sources.sample import Sample, Source, SourceOptions, Unusable
-from data_tools.sources.tables import TableSource
+from data_tools.sources.sample import Sample, SourceOptions, Unusable
+from tests.data_tools.hubs import arrows, check_in_any_order, made, opened, parquets, picture, saved
 
 datasets = pytest.importorskip("datasets")
 
@@ -23,58 +20,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     datasets.disable_progress_bars()
-
-
-def picture(number: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(out, "PNG")
-    return out.getvalue()
-
-
-def made(count: int = 20, **more: Any) -> Any:
-    cells = {
-        "image": [{"bytes": picture(number), "path": None} for number in range(count)],
-        "text": [f"c{number}" for number in range(count)],
-        **more,
-    }
-    dataset = datasets.Dataset.from_dict(cells)
-    return dataset.cast_column("image", datasets.Image())
-
-
-def saved(tmp_path: Path, dataset: Any) -> Path:
-    dataset.save_to_disk(tmp_path / "data")
-    return tmp_path / "data"
-
-
-def parquets(tmp_path: Path, *counts: int) -> Path:
-    (tmp_path / "pq").mkdir()
-    for number, count in enumerate(counts):
-        made(count).to_parquet(tmp_path / "pq" / f"{number}.parquet")
-    return tmp_path / "pq"
-
-
-def arrows(tmp_path: Path, *counts: int) -> Path:
-    (tmp_path / "arrow").mkdir()
-    for number, count in enumerate(counts):
-        made(count).save_to_disk(tmp_path / "saved")
-        (file,) = (tmp_path / "saved").glob("*.arrow")
-        shutil.copy(file, tmp_path / "arrow" / f"{number}.arrow")
-        shutil.rmtree(tmp_path / "saved")
-    return tmp_path / "arrow"
-
-
-def opened(path: object, **options: Any) -> HubSource | TableSource:
-    return HubSource.open(str(path), SourceOptions(**options))
-
-
-def check_in_any_order(source: Source, expected: list[bytes]) -> None:
-    samples = list(source)
-    assert len(samples) == len(expected)
-    last = len(expected) - 1
-    for number in [0, 1, last, last // 2, 2, last, 0]:
-        assert source.read(samples[number]) == expected[number]
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(source.read, samples)) == expected
 
 
 def test_a_saved_dataset_gives_its_bytes_as_they_are(tmp_path: Path) -> None:
@@ -246,64 +191,6 @@ def test_several_splits_ask_which_and_one_is_taken(tmp_path: Path) -> None:
     assert opened(path / "test").count == 3
     shutil.rmtree(path)
     assert opened(saved(tmp_path, datasets.DatasetDict({"only": made(4)}))).count == 4
-
-
-@pytest.mark.parametrize(
-    ("data", "name", "words"),
-    [
-        ("hf:squad", "squad", []),
-        ("hf:me/my-set.v2", "me/my-set.v2", []),
-        ("hf:me/it:train", "me/it", ["train"]),
-        ("hf:me/it:conf:train[:10%]", None, None),
-        ("hf:me/it:conf:train", "me/it", ["conf", "train"]),
-        ("hf:me/it::train", "me/it", ["", "train"]),
-        ("hf:", None, None),
-        ("hf:../x", None, None),
-        ("hf:a/b/c", None, None),
-        ("hf:me/it:a:b:c", None, None),
-    ],
-)
-def test_names_on_the_hub(data: str, name: str | None, words: list[str] | None) -> None:
-    if name is None:
-        with pytest.raises(UserError, match="wanted hf:NAME, hf:NAME:SPLIT"):
-            parsed(data)
-    else:
-        assert parsed(data) == (name, words)
-
-
-def test_a_dataset_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^--data: hf:no/such: cannot be read: .*'no/such'") as failure:
-        opened("hf:no/such")
-    assert "\n" not in str(failure.value)
-
-
-def test_code_of_a_dataset_is_refused_where_the_library_would_run_it() -> None:
-    class Old:
-        """A library that still asks."""
-
-        @staticmethod
-        def load_dataset(name: str, config: str | None, *, trust_remote_code: bool | None = None) -> Any:
-            return trust_remote_code
-
-    assert load(Old, "x", None) is False
-
-
-@pytest.mark.parametrize("name", ["data-0.arrow", "state.json"])
-def test_a_damaged_folder_is_one_line(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"^--data: .*: cannot be read: ") as failure:
-        opened(tmp_path)
-    assert "\n" not in str(failure.value)
-
-
-def test_a_folder_of_both_kinds_or_of_none_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="found neither Arrow nor Parquet files nor what"):
-        opened(tmp_path)
-    (tmp_path / "a.arrow").touch()
-    (tmp_path / "a.parquet").touch()
-    with pytest.raises(UserError, match="found both Arrow and Parquet files, wanted one kind"):
-        opened(tmp_path)
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,19 @@ STANDARD = (
     *("--lr-scheduler", "cosine", "--lr-warmup-steps", "2", "--snr-gamma", "5"),
     *("--validation-fraction", "0.2", "--validation-steps", "2", "--adam-weight-decay", "0.01"),
 )
+
+
+def script(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program text in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """Training loads no encoder: not its weights, not its class, not the module that defines it."""
 
-import subprocess
-import sys
-
 from tests.train import runs
 
 WATCHED = """
@@ -42,15 +39,7 @@ print("no encoder seen")
 
 def test_no_encoder_is_imported_or_alive_from_the_first_line_to_the_export(cache, tmp_path):
     commands = ["\n".join(runs.arguments(cache, tmp_path / k, "--max-train-steps", "1")) for k in runs.KINDS]
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, *commands],
-        cwd=runs.ROOT,
-        env=runs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = runs.script(WATCHED, *commands)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("no encoder seen\n")
     for kind in runs.KINDS:

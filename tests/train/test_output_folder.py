@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -132,15 +130,7 @@ def test_full_disk_elsewhere_is_one_line(target, size, named, cache, tmp_path):
 def limited(target, size, cache, output, *flags):
     """The last line of a run for which files can grow to `size` bytes only, from a call of `target` on."""
     program = LIMITED.format(kind="prior", target=target, size=size)
-    done = subprocess.run(
-        [sys.executable, "-c", program, *runs.arguments(cache, output, *flags)],
-        cwd=runs.ROOT,
-        env=runs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = runs.script(program, *runs.arguments(cache, output, *flags))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
