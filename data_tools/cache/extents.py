@@ -15,7 +15,6 @@ An object's bytes are interrupted: after every `chunk_bytes` stand `gap_bytes` t
 crc32c of a zarr chunk). A row that runs over such a gap is read with one scattered read.
 """
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
+
+from data_tools.cache import npz
 
 
 def crc32c(data: NDArray[Any]) -> int:
@@ -61,27 +62,25 @@ class PartIndex:
             arrays[f"{name}/shape"] = extents.shape
             arrays[f"{name}/crc32c"] = extents.crc32c
         arrays["places"] = np.frombuffer(json.dumps(places).encode(), dtype=np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        return buffer.getvalue()
+        return npz.dumps(arrays)
 
     @classmethod
     def load(cls, data: bytes) -> "PartIndex":
         """Raises `ValueError` for anything that is not an index."""
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                places = json.loads(arrays["places"].tobytes())
-                fields = {
-                    name: FieldExtents(
-                        object=place[0],
-                        chunk_bytes=place[1],
-                        gap_bytes=place[2],
-                        offset=arrays[f"{name}/offset"],
-                        shape=arrays[f"{name}/shape"],
-                        crc32c=arrays[f"{name}/crc32c"],
-                    )
-                    for name, place in places.items()
-                }
-                return cls(arrays["sample_index"], arrays["key_hash"], arrays["row_offsets"], fields)
+            arrays = npz.loads(data)
+            places = json.loads(arrays["places"].tobytes())
+            fields = {
+                name: FieldExtents(
+                    object=place[0],
+                    chunk_bytes=place[1],
+                    gap_bytes=place[2],
+                    offset=arrays[f"{name}/offset"],
+                    shape=arrays[f"{name}/shape"],
+                    crc32c=arrays[f"{name}/crc32c"],
+                )
+                for name, place in places.items()
+            }
+            return cls(arrays["sample_index"], arrays["key_hash"], arrays["row_offsets"], fields)
         except Exception as err:  # zipfile and numpy raise many kinds on damaged bytes
             raise ValueError(f"not an extent index: {err}") from None

@@ -33,7 +33,6 @@ retired are still among them, and so are parts of which it has left nothing. Siz
 part (and 24 for each shape in it), half a byte a sample (for `low`) and twenty bytes a reject.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from data_tools.cache import npz
 from data_tools.cache.digest import LOW as LOW
 from data_tools.cache.digest import NUMBERED, bucketed_field, packed, part_arrays, unpacked
 from data_tools.cache.extents import PartIndex
@@ -105,9 +105,8 @@ class Generation:
 
     def dump(self) -> bytes:
         """An `.npz` and, before it, its xxh3-128 in hex."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **{field.name: getattr(self, field.name) for field in fields(self)})
-        return xxhash.xxh3_128_hexdigest(buffer.getvalue()).encode() + buffer.getvalue()
+        body = npz.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+        return xxhash.xxh3_128_hexdigest(body).encode() + body
 
     @classmethod
     def load(cls, data: bytes) -> "Generation":
@@ -115,8 +114,8 @@ class Generation:
         body = memoryview(data)[32:]
         if xxhash.xxh3_128_hexdigest(body).encode() != data[:32]:
             raise ValueError("has changed bytes (xxh3-128 differs)")
-        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        arrays = npz.loads(body)
+        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
 def current(cache: Cache, column: Column, plan: list[Part]) -> Generation:
