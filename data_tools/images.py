@@ -1,9 +1,8 @@
-"""Any picture file to upright RGB, and RGB to the square that MoVQ sees. Nothing else decodes pictures.
+"""Any picture file to upright RGB. Nothing else decodes pictures.
 
-The geometry and resampling are those of diffusers' Kandinsky 2.2 decoder scripts (centre crop to the
-short side, PIL bicubic with `reducing_gap=1`, `/127.5 - 1`). What differs from their bare `convert("RGB")`:
-EXIF orientation is applied, alpha is composited on white (`alpha="drop"` keeps theirs), grey of more than
-8 bits keeps its brightness, and ICC profiles are applied where `icc=True`.
+What differs from the diffusers scripts' bare `convert("RGB")`: EXIF orientation is applied, alpha is
+composited on white (`alpha="drop"` keeps theirs), grey of more than 8 bits keeps its brightness, and ICC
+profiles are applied where `icc=True`.
 """
 
 import io
@@ -11,8 +10,6 @@ import re
 import warnings
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from data_tools.colours import Box, to_rgb
@@ -178,16 +175,3 @@ def _one_line(err: Exception) -> str:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def square(image: Image.Image, resolution: int) -> NDArray[np.float32]:
-    """Centre crop and resize to (3, resolution, resolution), values -1 … 1."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    if image.width != image.height:  # else a crop only copies
-        image = image.crop((left, top, left + side, top + side))  # crop rounds, as theirs
-    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, reducing_gap=1)
-    pixels: NDArray[np.float32] = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-    pixels /= 127.5
-    pixels -= 1
-    return pixels

@@ -1,15 +1,20 @@
 """`precompute`: run the frozen encoders once over a source, into a cache."""
 
+import json
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from data_tools import console, models
-from data_tools.errors import UserError
+from data_tools.errors import DataFault, UserError
+from precompute.engine_flags import engine_options
 from precompute.flags import PRECISION, run_options
 
 if TYPE_CHECKING:
     from precompute.options import RunOptions
+    from precompute.ranks import Rank
 
 
 def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tuple[str, ...]:
@@ -27,19 +32,18 @@ def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tu
     return wanted
 
 
-def _check_redo(redo: tuple[str, ...], wanted: tuple[str, ...], repair: bool) -> None:
-    for name in redo:
-        if name not in wanted:
-            raise UserError(f"--redo: found {name!r}, wanted a column of this run: {', '.join(wanted)}")
-    if redo and repair:
-        raise UserError("--redo: makes a column anew, --repair mends it as it was; give one of them")
+def _device(name: str | None, rank: "Rank", *, elsewhere: bool) -> str:
+    """The device asked for, or the best there is: of several GPUs, each of a machine's ranks has its own.
 
-
-def _device(name: str | None) -> str:
-    """The device asked for, or the best there is. Raises `UserError` for one that is not there."""
+    `elsewhere`: on machines with GPUs, whatever this one has. Raises `UserError` for one that is not there.
+    """
+    if elsewhere:
+        return name or "cuda"
     import torch
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name in (None, "cuda") and torch.cuda.is_available():
+        name = f"cuda:{rank.local % torch.cuda.device_count()}" if rank.world > 1 else "cuda"
+    name = name or "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as err:  # torch raises either for a device that is not there
@@ -49,8 +53,9 @@ def _device(name: str | None) -> str:
 
 @click.command(name="precompute", context_settings=console.CONTEXT)
 @run_options
+@engine_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; write nothing.")
-def precompute(dry_run: bool, **given: Any) -> None:
+def precompute(dry_run: bool, status: bool, as_json: bool, **given: Any) -> None:
     """Run the frozen encoders of Kandinsky 2.2 once over pictures and captions, into a cache.
 
     To resume an interrupted run, give the same command again; it does only what is missing.
@@ -58,38 +63,106 @@ def precompute(dry_run: bool, **given: Any) -> None:
     \b
     precompute --data pictures/ --cache shards/ --resolution 768
     """
-    wanted = _wanted(given.pop("columns"), given.pop("resolution"))
-    _check_redo(given["redo"], wanted, given["repair"])
-    if given["prompts"] and "text" not in wanted:
-        raise UserError(f"--prompts: wants the column text, and --columns is {','.join(wanted)}")
-    if given["tar_block"] and given["format"] != "webdataset":
-        raise UserError(f"--tar-block: wants --format webdataset, found {given['format']}")
-    from precompute.run import run
+    if status:
+        click.echo(_status(given["cache"], as_json=as_json))
+        return
+    if not given["data"]:
+        raise UserError("--data: missing; wanted pictures: a folder, tars, a table or hf:NAME")
+    count, tolerance = given.pop("audit"), given.pop("tolerance")
+    of_slurm = {name: given.pop(name) for name in list(given) if name.startswith("slurm_")}
+    options = _resolved(_wanted(given.pop("columns"), given.pop("resolution")), given)
+    _check(options)
+    if count is None and tolerance is not None:
+        raise UserError("--tolerance: is for --audit COUNT, which is not given")
+    if count is not None:
+        _check_audit(options, dry_run=dry_run)
+        from precompute.audit import audit
 
-    click.echo(run(_resolved(wanted, given), dry_run=dry_run))
+        closing = audit(options, count, tolerance)
+    else:
+        from precompute.run import run
+
+        submit = _submitter(options, of_slurm) if options.engine == "slurm" and not dry_run else None
+        closing = run(options, dry_run=dry_run, submit=submit)
+    click.echo(json.dumps(closing.to_json()) if as_json else "\n".join(closing.lines))
+    if closing.fault:
+        raise DataFault(closing.fault)
+
+
+def _check_audit(options: "RunOptions", *, dry_run: bool) -> None:
+    """Raises `UserError` for options that ask for something else at once."""
+    others = {"dry-run": dry_run, "redo": options.redo, "repair": options.repair, "prompts": options.prompts}
+    others["engine"] = options.engine != "local"
+    if given := [f"--{name}" for name, value in others.items() if value]:
+        raise UserError(f"--audit: only looks, and here; leave {given[0]} out")
+
+
+def _status(cache: str, *, as_json: bool) -> str:
+    """How far a cache is. Raises `UserError` where there is none."""
+    from data_tools.cache import status
+    from data_tools.cache.manifest import Cache
+    from data_tools.cache.store import open_store
+
+    found = status.status(Cache.open(open_store(cache)))
+    return json.dumps(found, indent=1) if as_json else status.as_text(found)
+
+
+def _submitter(options: "RunOptions", of_slurm: dict[str, Any]) -> Callable[[int], str]:
+    """What has so many parts done by Slurm. Raises `UserError` if this machine cannot submit jobs."""
+    from precompute.engines import slurm
+
+    slurm.check(repair=options.repair)
+    about = slurm.SlurmOptions(
+        tasks=options.tasks or 1,
+        gpus_per_task=options.gpus_per_task,
+        cpus_per_task=options.cpus_per_task,
+        partition=of_slurm["slurm_partition"],
+        minutes=of_slurm["slurm_time"],
+        more=of_slurm["slurm_option"],
+        logs=of_slurm["slurm_logs"],
+    )
+    given, encoders = sys.argv[1:], options.encoders
+    arguments = slurm.task_arguments(given, device=encoders.device, precision=encoders.precision)
+    return lambda parts: slurm.submit(arguments, about, cache=options.cache, parts=parts)
+
+
+def _check(options: "RunOptions") -> None:
+    """Raises `UserError` for options that contradict each other."""
+    for name in options.redo:
+        if name not in options.columns:
+            columns = ", ".join(options.columns)
+            raise UserError(f"--redo: found {name!r}, wanted a column of this run: {columns}")
+    if options.redo and options.repair:
+        raise UserError("--redo: makes a column anew, --repair mends it as it was; give one of them")
+    if options.prompts and "text" not in options.columns:
+        raise UserError(f"--prompts: wants the column text, and --columns is {','.join(options.columns)}")
+    if options.tar_block and options.format != "webdataset":
+        raise UserError(f"--tar-block: wants --format webdataset, found {options.format}")
 
 
 def _resolved(columns: tuple[str, ...], given: dict[str, Any]) -> "RunOptions":
     """The flags as given → the options of the run. Raises `UserError` for a device that is not there."""
     from data_tools.sources.sample import SourceOptions
     from precompute.options import EncoderOptions, RunOptions
+    from precompute.ranks import Rank
 
-    device, precision = _device(given.pop("device")), given.pop("precision")
+    rank = Rank.of_environment() if given["engine"] == "local" else Rank()
+    elsewhere = given["engine"] != "local" and given["gpus_per_task"] > 0
+    device, precision = _device(given.pop("device"), rank, elsewhere=elsewhere), given.pop("precision")
     encoders = EncoderOptions(
         device=device,
         precision=PRECISION[precision or ("fp32" if device == "cpu" else "fp16")],
         dtype=PRECISION[given.pop("dtype")],
-        alpha=given.pop("alpha"),
-        icc=given.pop("icc"),
         prior_record=models.record(given["prior_model"], given["cache"]),
         decoder_record=models.record(given["decoder_model"], given["cache"]),
+        **{name: given.pop(name) for name in ("alpha", "icc", "flip", "buckets", "attention", "compile")},
     )
     captions = given.pop("caption_column")
     source = SourceOptions(
         caption_columns=captions or SourceOptions.caption_columns,
         **{name: given.pop(name) for name in ("image_column", "caption_lines", "lenient")},
     )
-    return RunOptions(columns=columns, encoders=encoders, source=source, **given)
+    return RunOptions(columns=columns, encoders=encoders, source=source, rank=rank, **given)
 
 
 def main() -> None:

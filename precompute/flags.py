@@ -29,7 +29,6 @@ _OPTIONS = [
         "--data",
         "--train-data-dir",
         multiple=True,
-        required=True,
         metavar="DIR|TARS|TABLE|hf:NAME",
         help="Pictures with captions: a folder, webdataset tars ('shards/{000..041}.tar', URLs), a CSV, TSV, "
         "JSON-lines or Parquet table, hf:NAME[:CONFIG][:SPLIT]. May be given several times.",
@@ -159,6 +158,14 @@ _OPTIONS = [
         metavar="ROWS",
         help="Rows in each member of a tar; 1: the classic one sample a key.  [default: 1 to 2.5 MB]",
     ),
+    click.option(
+        "--flip", is_flag=True, help="Also encode each picture mirrored left to right, as a second view."
+    ),
+    click.option(
+        "--buckets",
+        is_flag=True,
+        help="Latents of aspect-ratio buckets, up to 2:1, of the area of the square.",
+    ),
     # How the work is done.
     click.option(
         "--part-size",
@@ -179,6 +186,14 @@ _OPTIONS = [
     ),
     click.option("--device", metavar="NAME", help="[default: cuda if there is one, else cpu]"),
     click.option(
+        "--attention",
+        type=click.Choice(["sdpa", "xformers"]),
+        default="sdpa",
+        show_default=True,
+        help="Of MoVQ; CLIP always has PyTorch's own.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the encoders with torch.compile."),
+    click.option(
         "--prompts",
         default="",
         metavar="FILE",
@@ -193,6 +208,24 @@ _OPTIONS = [
     ),
     click.option(
         "--repair", is_flag=True, help="Check every byte of the cache first and redo damaged parts."
+    ),
+    click.option(
+        "--audit",
+        type=click.IntRange(min=1),
+        metavar="COUNT",
+        help="Re-encode COUNT random stored samples and compare them with what is stored; writes nothing.",
+    ),
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SHARE",
+        help="Of --audit: the largest error, as a share of the stored values' RMS.  [default: by precision]",
+    ),
+    click.option(
+        "--tflops",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="TFLOP/S",
+        help="Of --dry-run: what a GPU achieves, for the GPU-hours.",
     ),
 ]
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.sources.sample import SourceOptions
+from precompute.ranks import Rank
 
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How encoders run and what they store; all of it is part of the columns' identity, but the device."""
+    """How encoders run and what they store; identities hold what they store, and the precision."""
 
     device: str
     precision: str
@@ -22,6 +23,14 @@ class EncoderOptions:
     prior_record: dict[str, str]
     "How the cache remembers the prior repository (`data_tools.models.record`)."
     decoder_record: dict[str, str]
+    flip: bool = False
+    "A second view of each picture, mirrored left to right."
+    buckets: bool = False
+    "Latents of aspect-ratio buckets and not of the centre square."
+    attention: str = "sdpa"
+    "Of MoVQ: `sdpa` or `xformers`."
+    compile: bool = False
+    "By torch.compile."
 
 
 @dataclass(frozen=True)
@@ -63,4 +72,14 @@ class RunOptions:
     "Columns to make anew in the place of one of another identity."
     prompts: str
     "A text file of prompts to encode into the text column, one a line; empty: none."
+    tflops: float | None
+    "TFLOP a second that a GPU achieves, for an estimate."
+    engine: str
+    "Who encodes: `local`, `slurm` or `ray`."
+    tasks: int | None
+    "Most tasks, or actors, of an engine that has several at once."
+    gpus_per_task: int
+    cpus_per_task: int | None
+    rank: Rank
+    "Of this process, among those that share the work."
     encoders: EncoderOptions

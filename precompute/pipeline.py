@@ -1,102 +1,192 @@
-"""One part: decode → encode → rows in the writers.
+"""Parts through the encoders: decode → encode → rows in the writers.
 
-Threads decode and preprocess pictures ahead of the encoder, at most two batches of them; the calling
-thread feeds the encoders. A picture is decoded once for all columns that need it.
+Threads decode pictures ahead of the encoders, beyond the end of a part into the next, at most two batches;
+the calling thread feeds the encoders. A picture is decoded once for all columns that need it. Pictures of one
+shape make a batch, never across parts, so a part is the same whatever was done before it.
+
+Memory: `2 * batch_size` prepared pictures (3 bytes a pixel: at 768 px and 32, 0.1 GB), the batches of the
+shapes that are not full yet, and the rows of the part.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools import images
 from data_tools.cache.fields import Row
-from data_tools.cache.writer import PartWriter
 from data_tools.sources import Sample, Source, Unusable
-from precompute.encoders import Encoder, TextEncoder
+from precompute.calls import Calls, Sink
+from precompute.encoders import Encoder, Pixels, TextEncoder
 from precompute.options import RunOptions
+from precompute.summary import Summary
 
-Prepared = dict[str, NDArray[np.float32]]
-"One picture, preprocessed for each column that needs it."
+Prepared = dict[str, Pixels]
+"One picture, prepared for each column that needs it."
+
+BEGIN, END = -2, -1
+"In the place of a position: a part begins, a part ends."
 
 
 @dataclass
-class Progress:
-    """Where the time of a run goes."""
-
-    advance: Callable[[int], Any]
-    "Called with a number of finished samples."
-    wait_seconds: float = 0.0
-    "The encoders waited for decoded pictures."
-    truncated: int = 0
-    "Captions longer than the tokenizer's limit."
-    carried: Counter[str] = field(default_factory=Counter)
-    "Column → samples whose rows were taken over from an older part."
-
-
-@dataclass(frozen=True)
 class Task:
     """What one encoder has to do of a part."""
 
     encoder: Encoder
-    writer: PartWriter
+    sink: Sink
     samples: Mapping[int, Sample]
     "By their position in the part's sample table, ascending."
+    views: dict[int, list[Row]] = field(default_factory=dict)
+    "Of samples of which some are still to come."
+    batches: dict[tuple[int, ...], list[tuple[int, Pixels]]] = field(default_factory=dict)
+    "Pictures that wait for more of their shape."
 
 
-@torch.inference_mode()
-def encode_part(
-    tasks: Sequence[Task],
-    source: Source,
-    options: RunOptions,
-    pool: ThreadPoolExecutor,
-    progress: Progress,
-) -> int:
-    """Fill each writer with the rows, or the reject reasons, of its samples; how many pictures were decoded.
+@dataclass
+class Work:
+    """A part and what is to be done of it."""
 
-    Each of these has been counted as finished.
-    """
-    for task in tasks:
-        if isinstance(task.encoder, TextEncoder):
-            _encode_texts(task, task.encoder, options.batch_size, progress)
-    pictures = [task for task in tasks if not isinstance(task.encoder, TextEncoder)]
-    samples = {position: sample for task in pictures for position, sample in task.samples.items()}
-    todo = sorted(samples.items())
+    tasks: list[Task]
+    samples: int
+    "Of the part, those that need nothing too."
 
-    def prepare(item: tuple[int, Sample]) -> Prepared | Unusable:
-        position, sample = item
+    @property
+    def pictures(self) -> dict[int, Sample]:
+        """Those that have to be decoded, by position."""
+        wanted = (task.samples for task in self.tasks if not isinstance(task.encoder, TextEncoder))
+        return dict(sorted(item for samples in wanted for item in samples.items()))
+
+
+Item = tuple[Work, int, Sample | None]
+"A picture of a part: its position and its sample; none for `BEGIN` and `END`."
+
+
+@dataclass
+class Pipeline:
+    """Of one worker."""
+
+    source: Source
+    options: RunOptions
+    decoders: ThreadPoolExecutor
+    summary: Summary
+    advance: Callable[[int], Any]
+    "Called with numbers of finished samples."
+
+    def __post_init__(self) -> None:
+        self.calls = Calls(self.summary)
+        "Of all encoders, in one order."
+
+    @torch.inference_mode()
+    def encode(self, works: Iterable[Work]) -> Iterator[Work]:
+        """Each part, in order, when its writers have all rows and rejects of its samples."""
+        for (work, position, _), prepared in self._ahead(_items(works)):
+            if position == BEGIN:
+                self._begin(work)
+            elif position == END:
+                self._end(work)
+                yield work
+            else:
+                self._picture(work, position, prepared)
+
+    def _begin(self, work: Work) -> None:
+        for task in work.tasks:
+            if isinstance(task.encoder, TextEncoder):
+                self._texts(task, task.encoder)
+        self.advance(work.samples - len(work.pictures))
+        self.summary.samples += work.samples
+
+    def _texts(self, task: Task, encoder: TextEncoder) -> None:
+        captions = [caption for sample in task.samples.values() for caption in sample.captions]
+        rows = encode_captions(captions, encoder, task.sink, self.options.batch_size, self.calls)
+        for position, sample in task.samples.items():
+            if sample.captions:
+                _add(task, position, [rows[caption] for caption in sample.captions])
+            else:
+                task.sink.reject(sample, sample.caption_problem or "no caption")
+
+    def _picture(self, work: Work, position: int, prepared: Prepared | Unusable) -> None:
+        for task in work.tasks:
+            if isinstance(task.encoder, TextEncoder) or position not in task.samples:
+                continue
+            if isinstance(prepared, Unusable):
+                task.sink.reject(task.samples[position], str(prepared))
+                continue
+            pixels = prepared[task.encoder.column.name]
+            batch = task.batches.setdefault(pixels.shape, [])
+            batch.append((position, pixels))
+            if len(batch) == self.options.batch_size:
+                self._encode(task, task.batches.pop(pixels.shape))
+        self.advance(1)
+
+    def _end(self, work: Work) -> None:
+        for task in work.tasks:
+            for _, batch in sorted(task.batches.items()):
+                self._encode(task, batch)
+            task.batches.clear()
+        self.calls.drain()
+
+    def _encode(self, task: Task, batch: Sequence[tuple[int, Pixels]]) -> None:
+        """Every view of a batch of pictures."""
+        views = 1 + self.options.encoders.flip
+
+        def take(position: int, row: Row) -> None:
+            rows = task.views.setdefault(position, [])
+            rows.append(row)
+            if len(rows) == views:
+                _add(task, position, task.views.pop(position))
+
+        self.calls.call(task.encoder, task.sink, batch, take)
+        if self.options.encoders.flip:
+            mirrored = [(position, pixels[:, ::-1]) for position, pixels in batch]
+            self.calls.call(task.encoder, task.sink, mirrored, take)
+
+    def _ahead(self, items: Iterator[Item]) -> Iterator[tuple[Item, Prepared | Unusable]]:
+        """Each item with its prepared picture, in order, some ahead; measures how long there is none."""
+        window = 2 * self.options.batch_size
+        queue: deque[tuple[Item, Future[Prepared | Unusable]]] = deque()
+
+        def submit(item: Item) -> None:
+            queue.append((item, self.decoders.submit(self._prepare, *item)))
+
+        for item in islice(items, window):
+            submit(item)
+        while queue:
+            item, future = queue.popleft()
+            if not future.done():
+                self.calls.drain()  # then there is nothing else to do
+                started = time.perf_counter()
+                future.result()
+                self.summary.waited_for_pictures += time.perf_counter() - started
+            for following in islice(items, 1):
+                submit(following)
+            yield item, future.result()
+
+    def _prepare(self, work: Work, position: int, sample: Sample | None) -> Prepared | Unusable:
+        """In a thread: a picture for each column that needs it."""
+        if sample is None:
+            return {}
+        tasks = [task for task in work.tasks if position in task.samples]
         try:
-            image = _decoded(sample, source, options)
+            image = _decoded(sample, self.source, self.options)
         except Unusable as reason:
             return reason
-        wanted = [task.encoder for task in pictures if position in task.samples]
-        return {e.column.name: e.prepare(image) for e in wanted if not isinstance(e, TextEncoder)}
+        encoders = (task.encoder for task in tasks)
+        return {e.column.name: e.prepare(image) for e in encoders if not isinstance(e, TextEncoder)}
 
-    batch: dict[int, Prepared] = {}
-    ahead = _ahead(pool, prepare, todo, 2 * options.batch_size, progress)
-    for (position, sample), prepared in zip(todo, ahead):
-        if isinstance(prepared, Unusable):
-            for task in pictures:
-                if position in task.samples:
-                    task.writer.reject(sample, str(prepared))
-            progress.advance(1)
-        else:
-            batch[position] = prepared
-        if len(batch) == options.batch_size:
-            _encode_pictures(batch, pictures, progress)
-            batch = {}
-    if batch:
-        _encode_pictures(batch, pictures, progress)
-    return len(todo)
+
+def _items(works: Iterable[Work]) -> Iterator[Item]:
+    for work in works:
+        yield work, BEGIN, None
+        for position, sample in work.pictures.items():
+            yield work, position, sample
+        yield work, END, None
 
 
 def _decoded(sample: Sample, source: Source, options: RunOptions) -> Image.Image:
@@ -115,73 +205,32 @@ def _decoded(sample: Sample, source: Source, options: RunOptions) -> Image.Image
     )
 
 
-def _encode_pictures(batch: dict[int, Prepared], tasks: Sequence[Task], progress: Progress) -> None:
-    for task in tasks:
-        encoder, name = task.encoder, task.encoder.column.name
-        assert not isinstance(encoder, TextEncoder)
-        mine = {position: prepared[name] for position, prepared in batch.items() if name in prepared}
-        if not mine:
-            continue
-        started = time.perf_counter()
-        rows = encoder.encode(np.stack([*mine.values()]))
-        task.writer.encode_seconds += time.perf_counter() - started
-        for position, row in zip(mine, rows):
-            _add(task, position, [row])
-    progress.advance(len(batch))
-
-
-def _encode_texts(task: Task, encoder: TextEncoder, batch_size: int, progress: Progress) -> None:
-    """Encode every caption of a part."""
-    started = time.perf_counter()
-    captions = [caption for sample in task.samples.values() for caption in sample.captions]
-    rows = encode_captions(captions, encoder, batch_size, progress)
-    task.writer.encode_seconds += time.perf_counter() - started
-    for position, sample in task.samples.items():
-        if sample.captions:
-            _add(task, position, [rows[caption] for caption in sample.captions])
-        else:
-            task.writer.reject(sample, sample.caption_problem or "no caption")
-
-
 @torch.inference_mode()
 def encode_captions(
-    captions: Sequence[str], encoder: TextEncoder, batch_size: int, progress: Progress
+    captions: Sequence[str], encoder: TextEncoder, sink: Sink, batch_size: int, calls: Calls
 ) -> dict[str, Row]:
-    """The row of each caption, encoded at its own length, equal ones once."""
+    """The row of each caption, encoded at its own length, equal ones once.
+
+    A batch has as many tokens as `batch_size` captions of the greatest length.
+    """
     captions = list(dict.fromkeys(captions))
     by_length: dict[int, list[tuple[str, list[int]]]] = {}
     for caption, ids in zip(captions, encoder.tokenize(captions)):
         by_length.setdefault(len(ids), []).append((caption, ids))
-    progress.truncated += sum(encoder.truncates(c) for c, _ in by_length.get(encoder.max_length, []))
+    longest = by_length.get(encoder.max_length, [])
+    calls.summary.truncated += sum(encoder.truncates(caption) for caption, _ in longest)
     rows: dict[str, Row] = {}
-    for _, group in sorted(by_length.items()):
-        for start in range(0, len(group), batch_size):
-            texts, ids_of_batch = zip(*group[start : start + batch_size])
-            rows.update(zip(texts, encoder.encode(list(ids_of_batch))))
+    for length, group in sorted(by_length.items()):
+        size = batch_size * encoder.max_length // length
+        for start in range(0, len(group), size):
+            calls.call(encoder, sink, group[start : start + size], rows.__setitem__)
+    calls.drain()
     return rows
 
 
 def _add(task: Task, position: int, rows: list[Row]) -> None:
     sample = task.samples[position]
     try:
-        task.writer.add(position, sample.key, rows)
+        task.sink.add(position, sample.key, rows)
     except ValueError as err:  # an encoder made NaN or infinity: never stored, never zeroed
-        task.writer.reject(sample, str(err))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[tuple[int, Sample]], Any],
-    samples: Sequence[tuple[int, Sample]],
-    window: int,
-    progress: Progress,
-) -> Iterator[Any]:
-    """`map` in order, at most `window` results ahead of the consumer; measures how long it waits."""
-    remaining = iter(samples)
-    futures: deque[Future[Any]] = deque(pool.submit(function, sample) for sample in islice(remaining, window))
-    while futures:
-        started = time.perf_counter()
-        result = futures.popleft().result()
-        progress.wait_seconds += time.perf_counter() - started
-        futures.extend(pool.submit(function, sample) for sample in islice(remaining, 1))
-        yield result
+        task.sink.reject(sample, str(err))

@@ -15,8 +15,10 @@ from data_tools.cache.manifest import PROMPTS, Cache
 from data_tools.cache.rows import Container
 from data_tools.cache.writer import PartWriter
 from data_tools.errors import DataFault, UserError
+from precompute.calls import Calls
 from precompute.encoders import Encoder, TextEncoder
-from precompute.pipeline import Progress, encode_captions
+from precompute.pipeline import encode_captions
+from precompute.summary import Summary
 
 Sets = dict[str, tuple[str, ...]]
 "Part → its prompts, one a row."
@@ -53,9 +55,9 @@ def encode(
     """Encode and commit each set; what was done, a line each."""
     notes = []
     for part, prompts in sets.items():
-        progress = Progress(lambda _: None)
-        rows = encode_captions(prompts, encoder, batch_size, progress)
+        summary = Summary()
         writer = PartWriter(cache.store, encoder.column, part, container=container)
+        rows = encode_captions(prompts, encoder, writer, batch_size, Calls(summary))
         writer.prompts = prompts
         for number, prompt in enumerate(prompts):
             try:
@@ -63,8 +65,8 @@ def encode(
             except ValueError as err:  # an encoder made NaN or infinity
                 raise DataFault(f"--prompts: {prompt!r}: {err}") from None
         writer.commit()
-        cut = f"; {progress.truncated} were longer than the tokenizer takes and were truncated"
-        notes.append(f"encoded {len(prompts)} prompts as {part}{cut * bool(progress.truncated)}")
+        cut = f"; {summary.truncated} were longer than the tokenizer takes and were truncated"
+        notes.append(f"encoded {len(prompts)} prompts as {part}{cut * bool(summary.truncated)}")
     return notes
 
 

@@ -2,12 +2,11 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from typing import Any
 
-import click
-
-from data_tools import models
 from data_tools.cache import redo, report
 from data_tools.cache.fields import Column
 from data_tools.cache.generation import is_outdated, publish
@@ -15,162 +14,164 @@ from data_tools.cache.identity import differences
 from data_tools.cache.listing import Listing, compare
 from data_tools.cache.manifest import Cache, Part, column_folder, sealed
 from data_tools.cache.plan import mend_tables, refuse_shrinking, write_plan
-from data_tools.cache.rows import Container
-from data_tools.cache.store import Store, open_store
-from data_tools.cache.tar_part import TarPart
 from data_tools.cache.verify import hash_faults
-from data_tools.cache.zarr_part import ZarrPart
 from data_tools.errors import DataFault, UserError
-from data_tools.sources import Source, open_source
+from data_tools.sources import Source
 from precompute import prompts
-from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, TextEncoder
+from precompute.checks import check_widths, check_writable, load
+from precompute.encoders import Encoder
+from precompute.engines import local
 from precompute.options import RunOptions
-from precompute.parts import Parts, Todo
+from precompute.parts import Job, Todo
+from precompute.ranks import Rank
+from precompute.waiting import settled
+from precompute.worker import Worker
 
 
-@dataclass
-class _Encoders:
-    """Of a run."""
+@dataclass(frozen=True)
+class Closing:
+    """What a run has to say at its end."""
 
-    all: list[Encoder]
-    redone: list[Encoder]
-    "Those whose column is made anew in the place of another."
-    loaded: list[Encoder] = field(default_factory=list)
-    "Those that have their weights."
+    lines: list[str]
+    fault: str = ""
+    "If it is not to end well: why."
+    counts: dict[str, Any] = field(default_factory=dict)
 
-    def load(self, needed: list[Encoder]) -> None:
-        for encoder in needed:
-            if encoder not in self.loaded:
-                encoder.load()
-                self.loaded.append(encoder)
+    def to_json(self) -> dict[str, Any]:
+        return {**self.counts, "notes": self.lines}
 
 
-def run(options: RunOptions, *, dry_run: bool = False) -> str:
-    """Encode what the cache lacks; returns the run's closing lines.
+def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], str] | None = None) -> Closing:
+    """Encode what the cache lacks.
 
-    Raises `UserError` before anything is written, `DataFault` at the end for too many rejects. With `dry_run`
-    nothing is written at all.
+    submit: if given, called with the number of parts to do once the plan is written, and has them done by
+    others; returns a line about it. Raises `UserError` before anything is written. With `dry_run` nothing is
+    written at all.
     """
-    source = open_source(options.data, options.source, max_samples=options.max_samples, select=options.select)
-    made = make_encoders(options)
+    worker = Worker.open(options)
+    cache, store, made = worker.cache, worker.cache.store, worker.encoders
+    check_widths(made)
     asked = prompts.read(options.prompts) if options.prompts else {}
-    store = open_store(options.cache)
-    cache = Cache(store)
     broken = _broken_declarations(cache, made) if options.repair else {}
-    encoders = _Encoders(made, _check_identities(cache, made, options.redo, broken))
-    mended = _mend(cache, source, made, broken) if options.repair and not dry_run else []
+    redone = check_identities(cache, made, options.redo, broken)
+    mended = _mend(cache, worker.source, made, broken) if options.repair and not dry_run else []
     with ExitStack() as stack:
-        listing = _compare(stack, store, source, options)
+        rank = Rank() if dry_run else options.rank
+        listing = settled(rank, store, lambda: _compare(stack, worker, dry_run=dry_run))
         faults = damaged(cache, made) if options.repair else {}
         notes = [*mended, *faults.values()]
         sets = prompts.wanted(cache, made, asked, forgiving=options.repair)
         if dry_run:
-            return "\n".join([*notes, *_dry_run(cache, listing, encoders, sets, options)])
-        refuse_shrinking(store, listing, allowed=options.allow_shrink)
-        encoders.load(_needed(cache, listing, made, sets))  # nothing is written if that cannot be done
+            return Closing([*notes, *_dry_run(worker, listing, redone, sets)])
+        if needed := _needed(cache, listing, made, sets):
+            check_writable(store)
+        if options.engine == "local":  # nothing is written if they cannot be loaded
+            load(needed)
         while (plan := write_plan(store, listing)) is None:  # another process has written another plan
-            listing = _compare(stack, store, source, options)
-            refuse_shrinking(store, listing, allowed=options.allow_shrink)
+            listing = _compare(stack, worker)
         if listing.plan is not None and listing.changes:
             notes.append(f"the source has changed: {listing.changes}")
         for record in faults:
             store.remove(record)  # withdrawn, so that the part is made again; its bytes stay
-        notes += _encode(cache, plan, encoders, sets, listing, options)
-    return _closing(cache, notes, options)
+        todo = Todo.of(cache, plan, made, sets)
+        if submit is not None and (todo.parts or todo.conditions):
+            return Closing([*notes, submit(len(todo.parts))])
+        notes += _encode(worker, plan, todo, redone, todo.jobs(cache, listing))
+    return _closing(worker, notes)
 
 
-def _compare(stack: ExitStack, store: Store, source: Source, options: RunOptions) -> Listing:
-    """The source as it is now. Raises `UserError` if it has no captions where they are wanted."""
-    listing = stack.enter_context(closing(compare(store, source, options.part_size, rehash=options.rehash)))
+def _compare(stack: ExitStack, worker: Worker, *, dry_run: bool = False) -> Listing:
+    """The source as it is now. Raises `UserError` if it has no captions where they are wanted, and, but for a
+    dry run, if too many samples are gone."""
+    options = worker.options
+    found = compare(worker.cache.store, worker.source, options.part_size, rehash=options.rehash)
+    listing = stack.enter_context(closing(found))
     if "text" in options.columns and not listing.captioned:
         raise UserError(
             f"--data: {', '.join(options.data)}: none of {listing.samples} pictures has a caption; "
             "for a decoder alone give --columns image,latents@PX"
         )
+    if not dry_run:
+        refuse_shrinking(worker.cache.store, listing, allowed=options.allow_shrink)
     return listing
 
 
-def _dry_run(
-    cache: Cache, listing: Listing, encoders: _Encoders, sets: prompts.Sets, options: RunOptions
-) -> list[str]:
+def _dry_run(worker: Worker, listing: Listing, redone: list[Encoder], sets: prompts.Sets) -> list[str]:
     from precompute.estimate import describe
 
-    todo = Todo.of(cache, listing.parts, encoders.all, sets)
-    notes = [redo.describe(cache, encoder.column, listing.parts) for encoder in encoders.redone]
+    cache, options = worker.cache, worker.options
+    todo = Todo.of(cache, listing.parts, worker.encoders, sets)
+    notes = [redo.describe(cache, encoder.column, listing.parts) for encoder in redone]
     try:
         refuse_shrinking(cache.store, listing, allowed=options.allow_shrink)
     except UserError as err:
         notes.append(str(err))
-    return [*notes, describe(cache, listing, todo, encoders.all)]
+    return [*notes, describe(cache, listing, todo, worker.encoders, options.tflops)]
 
 
 def _encode(
-    cache: Cache,
-    plan: list[Part],
-    encoders: _Encoders,
-    sets: prompts.Sets,
-    listing: Listing,
-    options: RunOptions,
+    worker: Worker, plan: list[Part], todo: Todo, redone: list[Encoder], jobs: list[Job]
 ) -> list[str]:
     """Do what is left to do of a plan. Returns closing notes."""
-    todo = Todo.of(cache, plan, encoders.all, sets)
-    encoders.load([encoder for encoder in encoders.all if todo.needs(cache, encoder)])
-    for encoder in encoders.all:
-        if encoder in encoders.redone:
+    cache, encoders, repair = worker.cache, worker.encoders, worker.options.repair
+    for encoder in encoders:
+        if encoder in redone:
             redo.announce(cache, encoder.column)
         else:
             cache.declare(encoder.column)
             _refuse_other(cache, encoder.column, declared=True)
-    container: Container = TarPart(options.tar_block) if options.format == "webdataset" else ZarrPart()
-    rebuild = {e.column.name for e in encoders.all if options.repair or is_outdated(cache, e.column)}
+    rebuild = {e.column.name for e in encoders if repair or is_outdated(cache, e.column)}
     try:
-        notes = Parts(cache, listing, options, container, encoders.loaded).encode(plan, todo)
+        _engine(worker, plan, todo, jobs)
     finally:  # also of an interrupted run: what it committed opens faster
-        for encoder in encoders.all:
+        for encoder in encoders:
             publish(cache, encoder.column, plan, rebuild=encoder.column.name in rebuild)
-    for encoder in encoders.all:
-        if encoder not in encoders.redone:
+    for encoder in encoders:
+        if encoder not in redone:
             cache.forget(encoder.column.name)
             _refuse_other(cache, encoder.column, declared=True)
-    newest = cache.plan() if encoders.redone else plan  # another worker may have followed the source further
-    return notes + [redo.switch(cache, encoder.column, newest) for encoder in encoders.redone]
+    newest = cache.plan() if redone else plan  # another worker may have followed the source further
+    notes = worker.summary.lines() or ["nothing to do: every part is committed"]
+    return notes + [redo.switch(cache, encoder.column, newest) for encoder in redone]
 
 
-def _closing(cache: Cache, notes: list[str], options: RunOptions) -> str:
-    """The closing lines. Raises `DataFault`, after printing them, if too many samples are rejected."""
+def _engine(worker: Worker, plan: list[Part], todo: Todo, jobs: list[Job]) -> None:
+    """Let the jobs be done; `worker.summary` says how."""
+    if worker.options.engine == "ray":
+        from precompute.engines import ray
+
+        ray.encode(worker, jobs, todo.conditions)
+        return
+    worker.encode_conditions(todo.conditions)
+    if jobs:
+        local.encode(worker, jobs, plan, worker.options.rank)
+
+
+def _closing(worker: Worker, notes: list[str]) -> Closing:
+    """The closing lines; too many rejects are a fault."""
+    cache, options = worker.cache, worker.options
     found = report.inspect(cache, options.columns)
-    text = "\n".join([*notes, report.count_line(found)])
     rejects, samples = found["rejects"], found["samples"]
+    counts = {
+        **worker.summary.to_json(),
+        "found": samples,
+        "cached": samples - rejects,
+        "rejected": rejects,
+        "complete": found["complete"],
+    }
+    lines = [*notes, report.count_line(found)]
     if rejects <= options.max_rejects * samples:
-        return text
-    click.echo(text)
+        return Closing(lines, counts=counts)
     reason, count = Counter(found["reject_reasons"]).most_common(1)[0]
-    raise DataFault(
+    fault = (
         f"--max-rejects: {rejects} of {samples} samples are rejected, wanted at most "
         f"{options.max_rejects:.4g} of them; {count} for: {reason}; all are listed by: "
         f"data-tools inspect {shlex.quote(options.cache)}"
     )
+    return Closing(lines, fault, counts)
 
 
-def make_encoders(options: RunOptions) -> list[Encoder]:
-    """The encoders of the columns asked for, described but not loaded. Raises `UserError`."""
-    encoders: list[Encoder] = []
-    for name in options.columns:
-        if name == "image":
-            folders = ("image_encoder", "image_processor")
-            repo = models.local_folder(options.prior_model, folders, flag="--prior-model")
-            encoders.append(ImageEncoder(repo, options.encoders))
-        elif name == "text":
-            folders = ("text_encoder", "tokenizer")
-            repo = models.local_folder(options.prior_model, folders, flag="--prior-model")
-            encoders.append(TextEncoder(repo, options.encoders))
-        else:
-            repo = models.local_folder(options.decoder_model, ("movq",), flag="--decoder-model")
-            encoders.append(LatentsEncoder(repo, options.encoders, int(name.removeprefix("latents@"))))
-    return encoders
-
-
-def _needed(cache: Cache, listing: Listing, encoders: list[Encoder], sets: prompts.Sets) -> list[Encoder]:
+def _needed(cache: Cache, listing: Listing, encoders: Sequence[Encoder], sets: prompts.Sets) -> list[Encoder]:
     """The encoders that something new, changed or missing so far is waiting for."""
     todo = Todo.of(cache, listing.parts, encoders, sets)
     found = [listing.changes.of_column(encoder.column.name) for encoder in encoders]
@@ -178,7 +179,7 @@ def _needed(cache: Cache, listing: Listing, encoders: list[Encoder], sets: promp
     return [encoder for encoder, new in zip(encoders, is_new) if new or todo.needs(cache, encoder)]
 
 
-def _broken_declarations(cache: Cache, encoders: list[Encoder]) -> dict[str, str]:
+def _broken_declarations(cache: Cache, encoders: Sequence[Encoder]) -> dict[str, str]:
     """Columns whose declaration cannot be read → what is wrong with it. Raises `UserError` for a column of
     which only other identities hold anything: it was not made with these options."""
     broken = {}
@@ -199,7 +200,7 @@ def _broken_declarations(cache: Cache, encoders: list[Encoder]) -> dict[str, str
     return broken
 
 
-def _mend(cache: Cache, source: Source, encoders: list[Encoder], broken: dict[str, str]) -> list[str]:
+def _mend(cache: Cache, source: Source, encoders: Sequence[Encoder], broken: dict[str, str]) -> list[str]:
     """Write again what can be had again of the cache's own files: declarations and sample tables."""
     for column in [encoder.column for encoder in encoders]:
         if column.name in broken:
@@ -207,8 +208,8 @@ def _mend(cache: Cache, source: Source, encoders: list[Encoder], broken: dict[st
     return [*(f"written again: {fault}" for fault in broken.values()), *mend_tables(cache, source)]
 
 
-def _check_identities(
-    cache: Cache, encoders: list[Encoder], names: tuple[str, ...], broken: dict[str, str]
+def check_identities(
+    cache: Cache, encoders: Sequence[Encoder], names: tuple[str, ...], broken: dict[str, str]
 ) -> list[Encoder]:
     """The encoders whose column is made anew in the place of another, of the columns named with --redo.
 
@@ -242,7 +243,7 @@ def _refuse_other(cache: Cache, column: Column, *, declared: bool = False) -> No
     )
 
 
-def damaged(cache: Cache, encoders: list[Encoder]) -> dict[str, str]:
+def damaged(cache: Cache, encoders: Sequence[Encoder]) -> dict[str, str]:
     """Commit records of parts whose bytes are not those committed → what is wrong. Reads every byte."""
     found: dict[str, str] = {}
     for encoder in encoders:

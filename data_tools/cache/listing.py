@@ -52,6 +52,8 @@ class Listing:
     "Samples with a caption."
     marks: list[NDArray[np.uint8]] = field(default_factory=list)
     "Of each part of the plan: a mark for each position (`changes`)."
+    has_moved: bool = False
+    "Some samples of the plan are elsewhere in the source than their table says."
     _fresh: TextIO = field(default_factory=lambda: _temporary())
     _moved: Names = field(default_factory=Names)
 
@@ -76,10 +78,10 @@ class Listing:
         self._fresh.seek(0)
         return chunks((sample(json.loads(line)) for line in self._fresh), self.part_size)
 
-    def here(self, planned: Sample) -> Sample:
-        """A planned sample with the place at which the source has it now."""
-        note = self._moved.note(planned.key)
-        return planned if note is None else replace(planned, **json.loads(note))
+    def moved(self, planned: Iterable[Sample]) -> dict[str, dict[str, Any]]:
+        """Key → `place` and `source`, of those planned samples that the source has elsewhere now."""
+        notes = {each.key: self._moved.note(each.key) for each in planned}
+        return {key: json.loads(note) for key, note in notes.items() if note is not None}
 
     def take(self, known: Known | None, listed: Sample) -> None:
         """The next sample of the source, with the hash of its file unless it is new."""
@@ -101,6 +103,7 @@ class Listing:
             return
         self.changes.add(kind, listed.key)
         if (known.place, known.source) != (listed.place, listed.source):
+            self.has_moved = True
             self._moved.add(listed.key, json.dumps({"place": listed.place, "source": listed.source}))
 
     def end(self, cache: Cache) -> None:

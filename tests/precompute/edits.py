@@ -40,13 +40,13 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
 
     def counting(encoder: type) -> None:
-        encode = encoder.encode
+        start = encoder.start
 
         def wrapped(self, batch):
             found[encoder.__name__] += len(batch)
-            return encode(self, batch)
+            return start(self, batch)
 
-        monkeypatch.setattr(encoder, "encode", wrapped)
+        monkeypatch.setattr(encoder, "start", wrapped)
 
     for encoder in ENCODERS:
         counting(encoder)

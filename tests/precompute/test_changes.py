@@ -101,7 +101,7 @@ def test_a_source_that_changes_while_it_is_half_encoded(
 ) -> None:
     root = tmp_path / "cache"
     with monkeypatch.context() as patch:
-        patch.setattr(LatentsEncoder, "encode", counted(LatentsEncoder.encode, 4))
+        patch.setattr(LatentsEncoder, "start", counted(LatentsEncoder.start, 4))
         with pytest.raises(click.Abort):
             precompute(data, root, pocket, *FP32)
     assert 0 < len(list(root.glob("columns/image/*/commits/part-*.json"))) < 4

@@ -8,7 +8,6 @@ import torch
 from diffusers import KandinskyV22PriorPipeline, VQModel
 from PIL import Image
 
-from data_tools import images
 from precompute.encoders import ImageEncoder, LatentsEncoder, TextEncoder
 from precompute.options import EncoderOptions
 from tests.pocket import CAPTIONS
@@ -56,7 +55,7 @@ def test_a_caption_at_its_own_length_is_what_it_is_among_77_tokens(
     lengths = padded.attention_mask.sum(dim=1).tolist()
     assert len(set(lengths)) > 5
     for number, ids in enumerate(text.tokenize(captions)):
-        (row,) = text.encode([ids])
+        (row,) = text.start([ids])()
         assert len(ids) == lengths[number]
         assert far(row["text_encoder_hidden_states"], reference.last_hidden_state[number, : len(ids)]) < 1e-5
         assert far(row["prompt_embeds"], reference.text_embeds[number]) < 1e-5
@@ -78,11 +77,21 @@ def test_image_embeddings_are_the_model_on_the_processors_pixels(
 ) -> None:
     pictures = [noise(seed, size) for seed, size in enumerate([(96, 96), (200, 90), (64, 150)])]
     pixels = pipeline.image_processor(pictures, return_tensors="pt").pixel_values
-    assert np.array_equal(np.stack([image.prepare(picture) for picture in pictures]), pixels.numpy())
+    prepared = [image.prepare(picture) for picture in pictures]
+    assert torch.equal(image.pixel_values(prepared), pixels)
     reference = pipeline.image_encoder(pixels).image_embeds
-    rows = image.encode(pixels.numpy())
+    rows = image.start(prepared)()
     assert far(np.stack([row["image_embeds"] for row in rows]), reference) < 1e-6
     assert not np.allclose(np.linalg.norm(rows[0]["image_embeds"]), 1, atol=0.1), "not normalised"
+
+
+def _of_the_scripts(picture: Image.Image, resolution: int) -> np.ndarray:
+    """`center_crop` and `prepare_img` of train_text_to_image_decoder.py."""
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    picture = picture.crop((left, top, left + side, top + side))
+    picture = picture.resize((resolution, resolution), resample=Image.Resampling.BICUBIC, reducing_gap=1)
+    return np.transpose(np.array(picture).astype(np.float32) / 127.5 - 1, [2, 0, 1])
 
 
 @torch.no_grad()
@@ -91,9 +100,12 @@ def test_latents_are_movqs_own_neither_quantised_nor_scaled(pocket: Path, resolu
     encoder = LatentsEncoder(pocket / "decoder", options(), resolution)
     encoder.load()
     movq = VQModel.from_pretrained(pocket / "decoder", subfolder="movq")
-    pixels = np.stack([images.square(noise(seed, (200, 90)), resolution) for seed in range(3)])
-    reference = movq.encode(torch.from_numpy(pixels)).latents
-    rows = encoder.encode(np.stack([encoder.prepare(noise(seed, (200, 90))) for seed in range(3)]))
+    pictures = [noise(seed, (200, 90)) for seed in range(3)]
+    pixels = torch.from_numpy(np.stack([_of_the_scripts(picture, resolution) for picture in pictures]))
+    reference = movq.encode(pixels).latents
+    prepared = [encoder.prepare(picture) for picture in pictures]
+    assert torch.equal(encoder.pixel_values(prepared), pixels)
+    rows = encoder.start(prepared)()
     assert rows[0]["latents"].shape == encoder.column.fields[0].shape == (4, resolution // 8, resolution // 8)
     assert far(np.stack([row["latents"] for row in rows]), reference) < 1e-6
 
@@ -104,7 +116,7 @@ def test_null_conditions_are_those_of_the_pipelines(
 ) -> None:
     zero = pipeline.get_zero_embed(1)[0]
     assert far(image.null()["image_embeds"], zero) < 1e-6
-    empty = text.encode(text.tokenize([""]))[0]
+    empty = text.start(text.tokenize([""]))()[0]
     null = text.null()
     assert all(np.array_equal(null[name], empty[name]) for name in empty)
     assert len(null["text_encoder_hidden_states"]) == 2
@@ -119,9 +131,9 @@ def test_stored_dtypes_are_roundings_of_the_same_values(
 ) -> None:
     narrow = ImageEncoder(pocket / "prior", options(dtype))
     narrow.load()
-    pixels = image.prepare(noise(0, (96, 96)))[None]
-    exact = torch.from_numpy(image.encode(pixels)[0]["image_embeds"])
-    stored = narrow.encode(pixels)[0]["image_embeds"]
+    pixels = [image.prepare(noise(0, (96, 96)))]
+    exact = torch.from_numpy(image.start(pixels)()[0]["image_embeds"])
+    stored = narrow.start(pixels)()[0]["image_embeds"]
     assert stored.dtype == {"float16": np.float16, "bfloat16": np.uint16}[dtype]
     torch_dtype = getattr(torch, dtype)
     assert torch.equal(torch.from_numpy(stored).view(torch_dtype), exact.to(torch_dtype))
@@ -148,4 +160,4 @@ def test_identities_tell_apart_all_that_changes_the_values(pocket: Path) -> None
 
 def test_pictures_of_every_shape_reach_the_encoders(image: ImageEncoder) -> None:
     for size in ((1, 1), (3, 400), (400, 3)):
-        assert image.prepare(Image.new("RGB", size, "red")).shape == (3, 112, 112)
+        assert image.prepare(Image.new("RGB", size, "red")).shape == (112, 112, 3)

@@ -84,7 +84,7 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
 ) -> None:
     flags = ("--dtype", "fp32", "--prompts", file, "--batch-size", "1")
     with monkeypatch.context() as patch:
-        patch.setattr(TextEncoder, "encode", counted(TextEncoder.encode, 2))
+        patch.setattr(TextEncoder, "start", counted(TextEncoder.start, 2))
         with pytest.raises(click.Abort):
             precompute(pictures, copy, pocket, *flags)
     assert prompts(copy) == {}

@@ -146,7 +146,7 @@ def test_another_redo_is_refused_while_one_is_under_way_and_the_old_column_can_b
     refused, copy: Path, pictures: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(TextEncoder, "encode", counted(TextEncoder.encode, 3))
+        patch.setattr(TextEncoder, "start", counted(TextEncoder.start, 3))
         with pytest.raises(click.Abort):
             precompute(pictures, copy, pocket, *REDO)
     line = refused("--dtype", "bf16", "--columns", "text", "--redo", "text", cache=copy)

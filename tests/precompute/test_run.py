@@ -14,8 +14,8 @@ from data_tools.cache.manifest import Cache
 from data_tools.cache.reader import CacheReader
 from data_tools.cache.store import open_store
 from data_tools.sources import ImageFolder
-from precompute import encoders, parts
-from precompute.encoders import ImageEncoder, LatentsEncoder
+from precompute import encoders, worker
+from precompute.encoders import ImageEncoder, LatentsEncoder, Rows
 from tests.precompute.command import (
     COLUMNS,
     assert_same_records,
@@ -83,7 +83,7 @@ def test_no_file_says_where_it_was_made(cache: Path, pocket: Path, pictures: Pat
 def test_running_again_does_nothing_and_loads_no_weights(
     copy: Path, pictures: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "_load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(encoders, "load", lambda *_: pytest.fail("weights were loaded"))
     before = files(copy)
     printed = precompute(pictures, copy, pocket, "--dtype", "fp32")
     assert printed.splitlines()[0] == "nothing to do: every part is committed"
@@ -114,7 +114,7 @@ def test_a_run_interrupted_in_an_encoder_is_finished_by_the_same_command(
     encoder: type, cache: Path, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "encode", counted(encoder.encode, 4))
+        patch.setattr(encoder, "start", counted(encoder.start, 4))
         with pytest.raises(click.Abort):
             precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
     precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
@@ -124,7 +124,7 @@ def test_a_run_interrupted_in_an_encoder_is_finished_by_the_same_command(
 def test_a_run_publishes_what_it_has_committed_while_it_goes_on(
     cache: Path, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PUBLISHED", 1)
+    monkeypatch.setattr(worker, "PUBLISHED", 1)
     precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
     for name in COLUMNS:
         assert len(list(tmp_path.glob(f"cache/columns/{name}/*/generations/*.npz"))) >= 3
@@ -160,16 +160,16 @@ def test_nan_from_an_encoder_is_rejected_and_never_stored(
     pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real NaN in a real weight; null conditions are taken before it gets there."""
-    encode, calls = ImageEncoder.encode, []
+    start, calls = ImageEncoder.start, []
 
-    def spoiled(self: ImageEncoder, pixels: np.ndarray) -> list:
+    def spoiled(self: ImageEncoder, pixels: list[np.ndarray]) -> Rows:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             with torch.inference_mode():
                 self.model.visual_projection.weight[0, 0] = float("nan")
-        return encode(self, pixels)
+        return start(self, pixels)
 
-    monkeypatch.setattr(ImageEncoder, "encode", spoiled)
+    monkeypatch.setattr(ImageEncoder, "start", spoiled)
     printed = precompute(pictures, tmp_path / "cache", pocket, "--dtype", "fp32")
     found = inspect(tmp_path / "cache")
     assert found["reject_reasons"]["image_embeds: NaN or infinity"] > 5

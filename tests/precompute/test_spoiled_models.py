@@ -9,6 +9,7 @@ import click
 import pytest
 from safetensors.torch import load_file, save_file
 
+from precompute.worker import Worker
 from tests.precompute.command import inspect, precompute
 from tests.precompute.test_refusals import models, refused
 
@@ -75,13 +76,12 @@ def test_a_first_run_that_failed_does_not_bind_the_next(
     pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted before its first part, a run has declared columns; the next may declare them otherwise."""
-    from precompute import parts
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_null", interrupted)
+        patch.setattr(Worker, "encode_conditions", interrupted)
         with pytest.raises(click.Abort):
             precompute(pictures, tmp_path / "cache", pocket, "--alpha", "drop")
     precompute(pictures, tmp_path / "cache", pocket)

@@ -1,0 +1,1 @@
+"""Who starts the processes that encode: what `--engine` names, one module each."""

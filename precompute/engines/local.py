@@ -1,0 +1,40 @@
+"""`--engine local`: this process encodes, alone or as one of the ranks that a launcher has started."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from data_tools.cache.manifest import Part
+from precompute.parts import Job
+from precompute.ranks import Rank, Shares
+from precompute.summary import Summary
+from precompute.worker import Worker
+
+
+def encode(worker: Worker, jobs: Sequence[Job], plan: list[Part], rank: Rank) -> None:
+    """This rank's share of the jobs, then what the others have not done yet."""
+    shares = Shares(jobs, rank)
+    with progress_bar(sum(job.part.live for job in jobs), worker.summary, hidden=rank.number > 0) as bar:
+        worker.encode(shares, advance=bar.update, raced=shares.scatter, plan=plan)
+
+
+@contextmanager
+def progress_bar(total: int, summary: Summary, *, hidden: bool = False) -> "Iterator[tqdm[None]]":
+    """Samples, samples/s, time left, and what the encoders waited for."""
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            seconds = time.perf_counter() - started
+            self.set_postfix_str(
+                f"waited for pictures {summary.waited_for_pictures / seconds:.0%}, "
+                f"for the writer {summary.waited_for_writer / seconds:.0%}",
+                refresh=False,
+            )
+            return super().update(n)
+
+    started = time.perf_counter()
+    with Bar(total=total, unit=" samples", desc="precompute", disable=hidden, file=sys.stderr) as bar:
+        yield bar
