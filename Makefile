@@ -7,10 +7,10 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-faults bench bench-cache bench-sources clean
+.PHONY: help install demo lint format test test-faults test-ray test-slurm bench bench-cache bench-sources bench-precompute bench-precompute-gpu clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed  ## make .venv and install the project, its demo and its tests into it
 
@@ -43,18 +43,33 @@ format: install  ## let ruff rewrite the files
 	ruff format .
 
 test: install  ## all tests that need neither a GPU nor minutes
-	pytest -m 'not gpu and not slow and not faults'
+	pytest -m 'not gpu and not slow and not faults and not ray and not slurm'
+
+test-ray: install  ## a pool of Ray actors, on simulated clusters that lose actors and nodes
+	pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	pytest -m ray
+
+test-slurm: install  ## array jobs on a Slurm of two virtual nodes, which it installs if it may (root, apt-get)
+	@python -m tests.slurm.cluster >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -q -y --no-install-recommends slurm-wlm munge; } || python -m tests.slurm.cluster
+	pytest -m slurm
 
 test-faults: install  ## the long fault tests: killed writers, every damage, full disks
 	pytest -m faults
 
-bench: bench-cache bench-sources  ## all measurements that run here
+bench: bench-cache bench-sources bench-precompute  ## all measurements that run here
 
 bench-cache: install  ## the cache's reader and writer against memmap, webdataset and zarr-python (needs 6 GB of disk)
 	python -m tests.benchmarks.cache
 
 bench-sources: install  ## decoding and preprocessing of pictures against plain PIL
 	python -m tests.benchmarks.sources
+
+bench-precompute: install  ## precompute against its bare encoders and against a loop of datasets.map, on the CPU
+	python -m tests.benchmarks.precompute
+
+bench-precompute-gpu: install  ## precompute with encoders of the published sizes, on a CUDA GPU
+	python -m tests.benchmarks.precompute_gpu
 
 clean:  ## remove .venv and what the demo made
 	rm -rf $(VENV) $(DEMO) *.egg-info

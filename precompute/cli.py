@@ -92,7 +92,7 @@ def precompute(dry_run: bool, status: bool, as_json: bool, **given: Any) -> None
 def _check_audit(options: "RunOptions", *, dry_run: bool) -> None:
     """Raises `UserError` for options that ask for something else at once."""
     others = {"dry-run": dry_run, "redo": options.redo, "repair": options.repair, "prompts": options.prompts}
-    others["engine"] = options.engine != "local"
+    others |= {"retry-rejects": options.retry_rejects, "engine": options.engine != "local"}
     if given := [f"--{name}" for name, value in others.items() if value]:
         raise UserError(f"--audit: only looks, and here; leave {given[0]} out")
 
@@ -138,6 +138,12 @@ def _check(options: "RunOptions") -> None:
         raise UserError(f"--prompts: wants the column text, and --columns is {','.join(options.columns)}")
     if options.tar_block and options.format != "webdataset":
         raise UserError(f"--tar-block: wants --format webdataset, found {options.format}")
+    if options.repair and options.rank.world > 1:
+        raise UserError(f"--repair: wants one process, found {options.rank}; give it alone")
+    if options.engine == "ray":
+        from precompute.engines import ray
+
+        ray.check()
 
 
 def _resolved(columns: tuple[str, ...], given: dict[str, Any]) -> "RunOptions":

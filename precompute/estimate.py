@@ -1,17 +1,22 @@
-"""What a run would do: the text behind `--dry-run`. No weights are loaded; FLOPs are counted on "meta"."""
+"""What a run would do: the text behind `--dry-run`. No weights are loaded; FLOPs are counted on "meta".
 
-from collections.abc import Iterator
+With buckets a picture's own is not known before it is decoded: each counts as the largest, "at most".
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_tools import models
 from data_tools.cache.listing import Listing, chunks
 from data_tools.cache.manifest import Cache
 from data_tools.cache.report import human_bytes
 from data_tools.sources import Sample
-from precompute.encoders import Encoder, ImageEncoder, TextEncoder
+from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, PictureEncoder, TextEncoder
 from precompute.parts import Todo, live
 
 BATCH = 1024
@@ -32,31 +37,47 @@ class _Work:
     "Tokens of the longest caption."
 
 
-def describe(cache: Cache, listing: Listing, todo: Todo, encoders: list[Encoder]) -> str:
-    """What has changed, and what is to encode and to write, column by column; and sets of prompts."""
+def describe(
+    cache: Cache, listing: Listing, todo: Todo, encoders: Sequence[Encoder], tflops: float | None = None
+) -> str:
+    """What has changed, and what is to encode and to write, column by column; and sets of prompts.
+
+    `tflops`: what a GPU achieves, TFLOP a second, for the GPU-hours that it would take.
+    """
     parts = len(listing.parts) + sum(1 for _ in listing.fresh())
     lines = [f"{listing.samples} samples and {listing.captions} captions in {parts} parts", ""]
     heads = ("kept", "new", "changed", "removed", "to encode", "to write", "TFLOP")
     lines.append(f"{'column':<14}" + "".join(f"{head:>11}" for head in heads))
-    examples = []
+    examples, total = [], 0.0
     for encoder in encoders:
         name, work = encoder.column.name, _work(cache, listing, todo, encoder)
-        found = listing.changes.of_column(name)
+        found, tflop = listing.changes.of_column(name), _flops(encoder, work) / 1e12
+        total += tflop
         counts = [f"{count}" for count, _ in found.values()]
-        cells = [
-            *counts,
-            f"{work.samples}",
-            human_bytes(work.num_bytes),
-            f"{_flops(encoder, work) / 1e12:.4g}",
-        ]
-        lines.append(f"{name:<14}" + "".join(f"{cell:>11}" for cell in cells))
+        cells = [*counts, f"{work.samples}", human_bytes(work.num_bytes), f"{tflop:.4g}"]
+        at_most = "  at most" * is_bucketed(encoder)
+        lines.append(f"{name:<14}" + "".join(f"{cell:>11}" for cell in cells) + at_most)
         if listing.plan is not None:
             shown = [
                 f"{word}: {', '.join(keys)}" for word, (_, keys) in found.items() if keys and word != "kept"
             ]
             examples += [f"{name}: {'; '.join(shown)}"] * bool(shown)
     prompts = [f"and {len(texts)} prompts as {part}" for part, texts in todo.sets.items()]
-    return "\n".join([*lines, *prompts, *examples, "", "nothing was written (--dry-run)"])
+    cost = _total(total, tflops, at_most=any(map(is_bucketed, encoders)))
+    return "\n".join([*lines, cost, *prompts, *examples, "", "nothing was written (--dry-run)"])
+
+
+def is_bucketed(encoder: Encoder) -> bool:
+    return any(field.bucketed for field in encoder.column.fields)
+
+
+def _total(tflop: float, tflops: float | None, *, at_most: bool) -> str:
+    """Of all columns; the null conditions and sets of prompts, a few rows, are left out."""
+    line = f"{'at most ' * at_most}{tflop:.4g} TFLOP"
+    if tflops is None:
+        return f"{line}; give --tflops for the GPU-hours"
+    hours = tflop / tflops / 3600
+    return f"{line}, {f'{hours:,.1f}' if hours >= 0.05 else f'{hours:.2g}'} GPU-hours at {tflops:g} TFLOP/s"
 
 
 def _work(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> _Work:
@@ -67,7 +88,7 @@ def _work(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> _Work
         if not isinstance(encoder, TextEncoder):
             usable = [is_encoded for is_encoded, sample in zip(encoded, samples) if not sample.problem]
             work.samples += sum(usable)
-            work.num_bytes += len(usable) * fields[0].item_bytes
+            work.num_bytes += len(usable) * views(encoder) * _picture_bytes(encoder)
             continue
         for sample, is_encoded in zip(samples, encoded):
             lengths = [len(ids) for ids in encoder.tokenize(list(sample.captions))]
@@ -76,6 +97,27 @@ def _work(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> _Work
             work.num_bytes += sum(fields[0].item_bytes + count * fields[1].item_bytes for count in lengths)
             work.longest = max(work.longest, *lengths, 0)
     return work
+
+
+def views(encoder: PictureEncoder) -> int:
+    """Rows of a sample."""
+    return 1 + encoder.options.flip
+
+
+def _picture_bytes(encoder: PictureEncoder) -> int:
+    """Of a picture's row, of the largest bucket where there are several."""
+    field = encoder.column.fields[0]
+    if not field.bucketed:
+        return field.item_bytes
+    assert isinstance(encoder, LatentsEncoder)
+    blocks = models.config(encoder.folder, flag="--decoder-model")["block_out_channels"]
+    pixels_a_value = 4 ** (len(blocks) - 1)
+    return int(field.shape[0]) * math.prod(_largest(encoder)) // pixels_a_value * field.storage.itemsize
+
+
+def _largest(encoder: LatentsEncoder) -> tuple[int, int]:
+    """Width and height of the bucket of most pixels: MoVQ's cost grows with them alone."""
+    return max(encoder.sizes, key=math.prod)
 
 
 def _lacking(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> Iterator[Sample]:
@@ -91,12 +133,15 @@ def _flops(encoder: Encoder, work: _Work) -> float:
     if not work.samples:
         return 0.0
     if not isinstance(encoder, TextEncoder):
-        return float(work.samples * forward_flops(encoder, 0))
+        return float(work.samples * views(encoder) * forward_flops(encoder, 0))
     return work.tokens * forward_flops(encoder, work.longest) / work.longest if work.longest else 0.0
 
 
 def forward_flops(encoder: Encoder, num_tokens: int) -> int:
-    """FLOPs of one picture, or of one caption of that many tokens, counted by torch on meta tensors."""
+    """FLOPs of one view of a picture (of the largest bucket), or of one caption of that many tokens.
+
+    Counted by torch on meta tensors.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model = _empty_model(encoder)
         if isinstance(encoder, TextEncoder):
@@ -105,7 +150,8 @@ def forward_flops(encoder: Encoder, num_tokens: int) -> int:
             size = model.config.image_size
             model(pixel_values=torch.zeros((1, 3, size, size)))
         else:
-            model.encode(torch.zeros((1, 3, encoder.resolution, encoder.resolution)))
+            width, height = _largest(encoder)
+            model.encode(torch.zeros((1, 3, height, width)))
     return int(counter.get_total_flops())
 
 

@@ -117,6 +117,11 @@ _OPTIONS = [
         is_flag=True,
         help="Read every file to see if it has changed, not only where size or time differ.",
     ),
+    click.option(
+        "--retry-rejects",
+        is_flag=True,
+        help="Try again what these columns have rejected, under today's options, though nothing has changed.",
+    ),
     # What is stored.
     click.option(
         "--precision",
@@ -138,11 +143,11 @@ _OPTIONS = [
     ),
     click.option(
         "--max-pixels",
-        type=click.IntRange(min=1, max=images.MAX_PIXELS),
+        type=click.IntRange(min=1, max=2**31 - 1),
         default=images.MAX_PIXELS,
         show_default=True,
         metavar="PIXELS",
-        help="Reject larger pictures.",
+        help="Reject larger pictures; each of --workers may need 8 bytes of memory a pixel, or more.",
     ),
     click.option(
         "--format",

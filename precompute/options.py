@@ -62,6 +62,8 @@ class RunOptions:
     "Retire more than half of the cache's samples if the source lacks them now."
     rehash: bool
     "Read every file to see if it has changed, not only those of another size or time."
+    retry_rejects: bool
+    "Try again what the columns have rejected."
     format: str
     "Container of the parts: `zarr` or `webdataset`."
     tar_block: int

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_tools.cache.carry import was
-from data_tools.cache.listing import Listing, sample
+from data_tools.cache.listing import Listing, Retry, sample
 from data_tools.cache.manifest import NULL_PART, Cache, Part
 from data_tools.sources import Sample
 from precompute.encoders import Encoder, TextEncoder
@@ -49,9 +49,13 @@ class Todo:
     "Encodes the sets."
     done: dict[str, set[str]]
     "Column → parts that it has."
+    retry: Retry
+    "Samples that a column has rejected and tries again."
 
     @classmethod
-    def of(cls, cache: Cache, plan: list[Part], encoders: Sequence[Encoder], sets: Sets) -> "Todo":
+    def of(
+        cls, cache: Cache, plan: list[Part], encoders: Sequence[Encoder], sets: Sets, retry: Retry
+    ) -> "Todo":
         """Lists the commit records and reads none."""
         done = {encoder.column.name: cache.committed(encoder.column) for encoder in encoders}
         work = [(part, [e for e in encoders if part.name not in done[e.column.name]]) for part in plan]
@@ -61,12 +65,14 @@ class Todo:
             sets={part: texts for part, texts in sets.items() if part not in done["text"]},
             text=next((e for e in encoders if isinstance(e, TextEncoder)), None),
             done=done,
+            retry=retry,
         )
 
     def encodes(self, encoder: Encoder, listed: Sample) -> bool:
         """True if the rows of a sample are not those of an older part that is there."""
         part, _, _ = was(encoder.column, listed).rpartition(":")
-        return part not in self.done[encoder.column.name]
+        column = encoder.column.name
+        return part not in self.done[column] or column in self.retry.get((part, listed.key), ())
 
     def needs(self, cache: Cache, encoder: Encoder) -> bool:
         """True if the encoder has anything to encode. Reads sample tables up to the first that says so."""

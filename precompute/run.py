@@ -14,6 +14,7 @@ from data_tools.cache.identity import differences
 from data_tools.cache.listing import Listing, compare
 from data_tools.cache.manifest import Cache, Part, column_folder, sealed
 from data_tools.cache.plan import mend_tables, refuse_shrinking, write_plan
+from data_tools.cache.rejects import rejected
 from data_tools.cache.verify import hash_faults
 from data_tools.errors import DataFault, UserError
 from data_tools.sources import Source
@@ -59,7 +60,7 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
         rank = Rank() if dry_run else options.rank
         listing = settled(rank, store, lambda: _compare(stack, worker, dry_run=dry_run))
         faults = damaged(cache, made) if options.repair else {}
-        notes = [*mended, *faults.values()]
+        notes = [*mended, *faults.values(), *listing.unlisted.notes()]
         sets = prompts.wanted(cache, made, asked, forgiving=options.repair)
         if dry_run:
             return Closing([*notes, *_dry_run(worker, listing, redone, sets)])
@@ -73,18 +74,21 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
             notes.append(f"the source has changed: {listing.changes}")
         for record in faults:
             store.remove(record)  # withdrawn, so that the part is made again; its bytes stay
-        todo = Todo.of(cache, plan, made, sets)
+        todo = Todo.of(cache, plan, made, sets, listing.retry)
         if submit is not None and (todo.parts or todo.conditions):
             return Closing([*notes, submit(len(todo.parts))])
         notes += _encode(worker, plan, todo, redone, todo.jobs(cache, listing))
-    return _closing(worker, notes)
+    return _closing(worker, notes, todo.done)
 
 
 def _compare(stack: ExitStack, worker: Worker, *, dry_run: bool = False) -> Listing:
     """The source as it is now. Raises `UserError` if it has no captions where they are wanted, and, but for a
     dry run, if too many samples are gone."""
-    options = worker.options
-    found = compare(worker.cache.store, worker.source, options.part_size, rehash=options.rehash)
+    options, cache, retry = worker.options, worker.cache, {}
+    if options.retry_rejects:  # of several ranks the others follow rank 0, and do not try again for ever
+        columns = (encoder.column for encoder in worker.encoders)
+        retry = rejected(cache, columns, untried=options.rank.number > 0)
+    found = compare(cache.store, worker.source, options.part_size, rehash=options.rehash, retry=retry)
     listing = stack.enter_context(closing(found))
     if "text" in options.columns and not listing.captioned:
         raise UserError(
@@ -92,7 +96,7 @@ def _compare(stack: ExitStack, worker: Worker, *, dry_run: bool = False) -> List
             "for a decoder alone give --columns image,latents@PX"
         )
     if not dry_run:
-        refuse_shrinking(worker.cache.store, listing, allowed=options.allow_shrink)
+        refuse_shrinking(cache.store, listing, allowed=options.allow_shrink)
     return listing
 
 
@@ -100,7 +104,7 @@ def _dry_run(worker: Worker, listing: Listing, redone: list[Encoder], sets: prom
     from precompute.estimate import describe
 
     cache, options = worker.cache, worker.options
-    todo = Todo.of(cache, listing.parts, worker.encoders, sets)
+    todo = Todo.of(cache, listing.parts, worker.encoders, sets, listing.retry)
     notes = [redo.describe(cache, encoder.column, listing.parts) for encoder in redone]
     try:
         refuse_shrinking(cache.store, listing, allowed=options.allow_shrink)
@@ -147,8 +151,8 @@ def _engine(worker: Worker, plan: list[Part], todo: Todo, jobs: list[Job]) -> No
         local.encode(worker, jobs, plan, worker.options.rank)
 
 
-def _closing(worker: Worker, notes: list[str]) -> Closing:
-    """The closing lines; too many rejects are a fault."""
+def _closing(worker: Worker, notes: list[str], done: dict[str, set[str]]) -> Closing:
+    """The closing lines; too many rejects are a fault. `done`: column → parts that it had before this run."""
     cache, options = worker.cache, worker.options
     found = report.inspect(cache, options.columns)
     rejects, samples = found["rejects"], found["samples"]
@@ -159,6 +163,12 @@ def _closing(worker: Worker, notes: list[str]) -> Closing:
         "rejected": rejects,
         "complete": found["complete"],
     }
+    stay = sum(reject["part"] in done[reject["column"]] for reject in found["rejected"])
+    if stay:
+        notes = [
+            *notes,
+            f"{stay} samples stay rejected until their files change; --retry-rejects tries them again",
+        ]
     lines = [*notes, report.count_line(found)]
     if rejects <= options.max_rejects * samples:
         return Closing(lines, counts=counts)
@@ -173,7 +183,7 @@ def _closing(worker: Worker, notes: list[str]) -> Closing:
 
 def _needed(cache: Cache, listing: Listing, encoders: Sequence[Encoder], sets: prompts.Sets) -> list[Encoder]:
     """The encoders that something new, changed or missing so far is waiting for."""
-    todo = Todo.of(cache, listing.parts, encoders, sets)
+    todo = Todo.of(cache, listing.parts, encoders, sets, listing.retry)
     found = [listing.changes.of_column(encoder.column.name) for encoder in encoders]
     is_new = [changed["new"][0] + changed["changed"][0] > 0 for changed in found]
     return [encoder for encoder, new in zip(encoders, is_new) if new or todo.needs(cache, encoder)]

@@ -133,15 +133,20 @@ class Worker:
 
     def _open(self, job: Job) -> Work:
         """A writer for each column that still lacks the part, with the rows that older parts have for it."""
+        lacking = [
+            each
+            for each in self.encoders
+            if each.column.name in job.columns and self.cache.commit(each.column, job.part.name) is None
+        ]
+        if not lacking:
+            return Work([], job.part.live)
         samples = live(self.cache, job.part)
         for position, each in samples.items():
             if place := job.moved.get(each.key):
                 samples[position] = replace(each, **place)
         tasks = []
-        for encoder in self.encoders:
+        for encoder in lacking:
             column = encoder.column
-            if column.name not in job.columns or self.cache.commit(column, job.part.name) is not None:
-                continue
             writer = PartWriter(self.cache.store, column, job.part.name, container=self.container)
             rows = carried(self.cache, column, samples)
             for position, found in rows.items():

@@ -16,8 +16,18 @@ from precompute.worker import Worker
 
 def encode(worker: Worker, jobs: Sequence[Job], plan: list[Part], rank: Rank) -> None:
     """This rank's share of the jobs, then what the others have not done yet."""
-    shares = Shares(jobs, rank)
+    numbers = {part.name: number for number, part in enumerate(plan)}
+    places = [numbers[job.part.name] for job in jobs]
     with progress_bar(sum(job.part.live for job in jobs), worker.summary, hidden=rank.number > 0) as bar:
+
+        def left(others: list[Job]) -> list[Job]:
+            """Those that nobody has done by now."""
+            done = {each.column.name: worker.cache.committed(each.column) for each in worker.encoders}
+            undone = [job for job in others if any(job.part.name not in done[name] for name in job.columns)]
+            bar.update(sum(job.part.live for job in others) - sum(job.part.live for job in undone))
+            return undone
+
+        shares = Shares(jobs, rank, places=places, left=left)
         worker.encode(shares, advance=bar.update, raced=shares.scatter, plan=plan)
 
 
