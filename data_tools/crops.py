@@ -1,7 +1,10 @@
-"""An RGB picture to the pixels that MoVQ sees: the centre square, or the centre of an aspect-ratio bucket.
+"""An RGB picture to the pixels that an encoder sees.
 
-Geometry and resampling of the square are those of diffusers' Kandinsky 2.2 decoder scripts: crop to the short
-side, PIL bicubic with `reducing_gap=1`. A bucket is cropped and resized in the same way, to its own shape.
+MoVQ sees the centre square, or the centre of an aspect-ratio bucket. Geometry and resampling of the square
+are those of diffusers' Kandinsky 2.2 decoder scripts: crop to the short side, PIL bicubic with
+`reducing_gap=1`. A bucket is cropped and resized in the same way, to its own shape. CLIP sees the centre of
+the shorter side.
+
 Pixels stay 8 bits a channel, a quarter of the floats' bytes on every way they go; `LEVELS` makes them floats.
 """
 
@@ -34,6 +37,19 @@ def cover(image: Image.Image, size: Size) -> NDArray[np.uint8]:
         box = (left, top, left + width * scale, top + height * scale)
         image = image.crop(box)  # crop rounds, as theirs
     pixels: NDArray[np.uint8] = np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=1))
+    return pixels
+
+
+def short_side(image: Image.Image, side: int, crop: int) -> NDArray[np.uint8]:
+    """The picture with its shorter side `side` long, and of that the centre: (crop, crop, 3), crop ≤ side.
+
+    What CLIP's PIL image processor does, to the bit and in half the time: it goes through arrays.
+    """
+    width, height = image.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    pixels: NDArray[np.uint8] = np.asarray(image.crop((left, top, left + crop, top + crop)))
     return pixels
 
 

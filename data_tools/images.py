@@ -153,17 +153,18 @@ def _what_else(data: bytes) -> str:
     """Why Pillow finds none of our formats in the bytes."""
     wanted = ", ".join(_formats())
     head = data[:512].lstrip().lower()
+    damaged = "broken picture: begins as {}, but the header is damaged or of a kind that is not read"
     if data[4:8] == b"ftyp":
         brand = data[8:12].decode("ascii", "replace").strip()
+        if brand in ("avif", "avis") and "AVIF" in _formats():
+            return damaged.format("AVIF")
         return f"not a picture that is read here: {_printable(brand)} media file, wanted one of {wanted}"
     for first, name in OTHER_FILES.items():
         if head.startswith(first):
             return f"not a picture that is read here: {name} file, wanted one of {wanted}"
     for first, name in BEGINNINGS.items():
         if data.startswith(first):
-            return (
-                f"broken picture: begins as {name}, but the header is damaged or of a kind that is not read"
-            )
+            return damaged.format(name)
     return "not a picture"
 
 

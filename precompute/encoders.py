@@ -85,8 +85,21 @@ class ImageEncoder:
 
     def prepare(self, image: Image.Image) -> Pixels:
         """An RGB picture resized and cropped; the rest of the processor's work is a table (`load`)."""
+        if self._short_side is not None:
+            return crops.short_side(image, *self._short_side)
         pixels = self._processed(image, {"do_rescale": False, "do_normalize": False})
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    @cached_property
+    def _short_side(self) -> tuple[int, int] | None:
+        """Side and crop, if the processor resizes by the shorter side and crops that, as CLIP's do."""
+        about, bicubic = self._processor, Image.Resampling.BICUBIC
+        size, crop = dict(about.size or {}), dict(about.crop_size or {})
+        steps = about.do_resize and about.do_center_crop and about.resample == bicubic
+        if not steps or {*size} != {"shortest_edge"} or crop.get("height") != crop.get("width"):
+            return None
+        side, crop = size["shortest_edge"], crop["height"]
+        return (side, crop) if crop <= side else None
 
     def start(self, pictures: Sequence[Pixels]) -> Rows:
         """A row for each picture; all of one shape."""
@@ -275,4 +288,4 @@ def _levelled(pictures: Sequence[Pixels], levels: NDArray[np.float32], model: An
     np.stack(pictures, out=batch.numpy())
     batch = batch.to(table.device, non_blocking=True)
     index = batch.int() + torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=table.device)
-    return table[index].permute(0, 3, 1, 2)
+    return table.index_select(0, index.view(-1)).view(index.shape).permute(0, 3, 1, 2)

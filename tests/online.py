@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from diffusers import DDPMScheduler, PriorTransformer, UNet2DConditionModel, VQModel
 from diffusers.training_utils import compute_snr
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -60,6 +62,16 @@ class OnlineModels:
             unet=UNet2DConditionModel.from_pretrained(decoder_repo, subfolder="unet").float().train(),
             decoder_scheduler=DDPMScheduler.from_pretrained(decoder_repo, subfolder="scheduler"),
         )
+
+
+def movq_pixels(picture: Image.Image, resolution: int) -> Tensor:
+    """`center_crop` and `prepare_img` of train_text_to_image_decoder.py: (3, R, R) in -1 … 1."""
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    picture = picture.crop((left, top, left + side, top + side))
+    picture = picture.resize((resolution, resolution), resample=Image.Resampling.BICUBIC, reducing_gap=1)
+    array = np.array(picture.convert("RGB")).astype(np.float32) / 127.5 - 1
+    return torch.from_numpy(np.transpose(array, [2, 0, 1]))
 
 
 def online_prior_loss(

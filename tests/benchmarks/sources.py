@@ -3,7 +3,7 @@
     python -m tests.benchmarks.sources [--rounds N] [--seconds S]
 
 Plain PIL is the reference scripts' recipe without any check: open, `convert("RGB")`, centre crop, bicubic
-resize, `/127.5 - 1`, channels first. One thread: medians over the rounds, the ratio that of figures of one
+resize, an array of bytes. One thread: medians over the rounds, the ratio that of figures of one
 round. Two threads: the best round of two against the best of one, since on a shared machine most rounds
 do not get two cores; beside it what two threads of `zlib.crc32` gain, which need neither the GIL nor memory.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_tools import images
+from data_tools import crops, images
 
 Work = Callable[[], Any]
 
@@ -41,18 +41,16 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def ours(data: bytes, resolution: int) -> NDArray[np.float32]:
-    return images.square(images.decode(data), resolution)
+def ours(data: bytes, resolution: int) -> NDArray[np.uint8]:
+    return crops.cover(images.decode(data), (resolution, resolution))
 
 
-def plain(data: bytes, resolution: int) -> NDArray[np.float32]:
+def plain(data: bytes, resolution: int) -> NDArray[np.uint8]:
     image = Image.open(io.BytesIO(data)).convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     image = image.crop((left, top, left + side, top + side))
-    image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, reducing_gap=1)
-    pixels = np.array(image).astype(np.float32) / 127.5 - 1
-    return np.ascontiguousarray(np.transpose(pixels, [2, 0, 1]))
+    return np.array(image.resize((resolution, resolution), Image.Resampling.BICUBIC, reducing_gap=1))
 
 
 def rate(work: Work, pool: ThreadPoolExecutor | None, count: int) -> float:

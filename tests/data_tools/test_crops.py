@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 
-from data_tools.crops import LEVELS, STEP, bucket_sizes, cover, nearest
+from data_tools.crops import LEVELS, STEP, bucket_sizes, cover, nearest, short_side
 
 
 def test_levels_are_the_scripts_arithmetic() -> None:
@@ -61,3 +62,37 @@ def test_a_bucket_shows_the_centre_and_covers_it_whole() -> None:
 def test_a_picture_of_the_buckets_shape_is_not_cropped_at_all() -> None:
     values = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     assert np.array_equal(cover(Image.fromarray(values), (128, 64)), values)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 61), (61, 100), (33, 200), (1, 1), (500, 131)])
+@pytest.mark.parametrize("resolution", [64, 96])
+def test_square_is_the_reference_recipe(size: tuple[int, int], resolution: int) -> None:
+    """diffusers' train_text_to_image_decoder.py: center_crop, resize, / 127.5 - 1 (reference facts §1.5)."""
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+    new_size = min(width, height)
+    box = (
+        (width - new_size) / 2,
+        (height - new_size) / 2,
+        (width + new_size) / 2,
+        (height + new_size) / 2,
+    )
+    cropped = image.crop(box).resize((resolution, resolution), resample=Image.BICUBIC, reducing_gap=1)
+    expected = np.array(cropped.convert("RGB")).astype(np.float32) / 127.5 - 1
+
+    found = LEVELS[cover(image, (resolution, resolution))]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 61), (61, 100), (33, 200), (1, 1), (500, 131), (224, 999)])
+@pytest.mark.parametrize(("side", "crop"), [(64, 64), (112, 112), (97, 64), (65, 32)])
+def test_clips_crop_is_its_processors(size: tuple[int, int], side: int, crop: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    processor = kind(size={"shortest_edge": side}, crop_size=crop, do_rescale=False, do_normalize=False)
+    wanted = processor(images=image, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
+    assert np.array_equal(short_side(image, side, crop), wanted)

@@ -170,36 +170,3 @@ def test_a_decompression_bomb_is_refused_without_a_warning(side: int) -> None:
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     with pytest.raises(Unusable, match="over the limit of 178000000 pixels"):
         images.decode(bytes(data))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (100, 61), (61, 100), (33, 200), (1, 1), (500, 131)])
-@pytest.mark.parametrize("resolution", [64, 96])
-def test_square_is_the_reference_recipe(size: tuple[int, int], resolution: int) -> None:
-    """diffusers' train_text_to_image_decoder.py: center_crop, resize, / 127.5 - 1 (reference facts §1.5)."""
-    width, height = size
-    image = NOISE.resize(size, Image.Resampling.BICUBIC)
-
-    new_size = min(width, height)
-    box = (
-        (width - new_size) / 2,
-        (height - new_size) / 2,
-        (width + new_size) / 2,
-        (height + new_size) / 2,
-    )
-    cropped = image.crop(box).resize((resolution, resolution), resample=Image.BICUBIC, reducing_gap=1)
-    expected = np.array(cropped.convert("RGB")).astype(np.float32) / 127.5 - 1
-
-    found = images.square(image, resolution)
-    assert found.dtype == np.float32
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, np.transpose(expected, [2, 0, 1]))
-
-
-def test_every_pixel_value_is_scaled_as_the_reference_does() -> None:
-    """Bit for bit, on all 256 values of each channel; a picture of the right size is not resampled."""
-    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    pixels = np.stack([values, values.T, 255 - values], axis=-1)
-    found = images.square(Image.fromarray(pixels), 16)
-    expected = pixels.astype(np.float32) / 127.5 - 1
-    assert expected.dtype == np.float32
-    assert found.tobytes() == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()

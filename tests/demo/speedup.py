@@ -19,7 +19,7 @@ from torch import Tensor
 from data_tools import images, models
 from data_tools.cache.reader import CacheReader
 from data_tools.sources import ImageFolder, Sample
-from tests.online import OnlineModels, online_decoder_loss, online_prior_loss
+from tests.online import OnlineModels, movq_pixels, online_decoder_loss, online_prior_loss
 from train.batches import Slice, TrainingBatches, null_conditions
 from train.diffusion import from_scheduler_config
 from train.draws import Draws, draw
@@ -106,7 +106,7 @@ def _decoder(
         chosen = [usable[(step * batch_size + i) % len(usable)] for i in range(batch_size)]
         pictures = [_picture(source, sample) for sample in chosen]
         clip = torch.stack([_clip_pixels(online, picture) for picture in pictures])
-        pixels = torch.from_numpy(np.stack([images.square(picture, resolution) for picture in pictures]))
+        pixels = torch.stack([movq_pixels(picture, resolution) for picture in pictures])
         return online_decoder_loss(online, pixels, clip, _draws(step, batch_size, shape))
 
     return _compare(cached_step, cached.unet, online_step, online.unet, batch_size)

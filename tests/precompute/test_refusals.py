@@ -199,3 +199,10 @@ def test_repair_with_other_options_touches_no_column_whose_declaration_is_damage
     (held,) = [folder.name for folder in path.parent.iterdir() if folder.is_dir()]
     assert line.startswith("--repair: ")
     assert f"what is there of it is {held}, and these options make " in line
+
+
+def test_the_limit_of_pixels_goes_as_far_as_a_picture_can(refused) -> None:
+    over = refused("--max-pixels", str(2**31))
+    assert over.startswith("--max-pixels: ")
+    assert "1<=x<=2147483647" in over
+    assert refused("--max-pixels", str(2**31 - 1), data=Path("nowhere")).startswith("--data: nowhere: ")

@@ -12,7 +12,7 @@ from data_tools import images
 from data_tools.cache.manifest import Cache
 from data_tools.cache.order import choice
 from data_tools.cache.store import LocalStore
-from tests.online import OnlineModels, online_decoder_loss, online_prior_loss
+from tests.online import OnlineModels, movq_pixels, online_decoder_loss, online_prior_loss
 from tests.precompute.pictures import LONG
 from tests.train.runs import KINDS, prepared
 from train.batches import Slice, TrainingBatches, null_conditions
@@ -70,7 +70,7 @@ def online_step(kind, models, cache, pictures, shown, draws: Draws, snr_gamma):
             online_prior_loss(models, clip_pixels, captions, draws, snr_gamma=snr_gamma),
         )
     else:
-        squares = torch.from_numpy(np.stack([images.square(image, RESOLUTION) for image in pixels]))
+        squares = torch.stack([movq_pixels(image, RESOLUTION) for image in pixels])
         model, losses = (
             models.unet,
             online_decoder_loss(models, squares, clip_pixels, draws, snr_gamma=snr_gamma),
