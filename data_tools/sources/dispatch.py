@@ -5,16 +5,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_tools.errors import UserError
-from data_tools.sources import metadata
+from data_tools.sources import contents
 from data_tools.sources.folder import ImageFolder
-from data_tools.sources.inside import is_folder
 from data_tools.sources.sample import Source, SourceOptions
-from data_tools.sources.walk import picture_suffixes
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-SAVED = {"dataset_info.json", "dataset_dict.json", "state.json"}
-"Files that `datasets.save_to_disk` writes."
 WANTED = f"a folder, a .tar, hf:NAME or a table ({' '.join(TABLES)})"
 
 
@@ -45,35 +41,15 @@ def open_one(data: str, options: SourceOptions) -> Source:
 
 
 def _folder(path: Path, data: str, options: SourceOptions) -> Source:
-    """Of a folder: what its files show, its subfolders left aside."""
-    suffixes, files, has_folders = _contents(path)
-    if SAVED & files:
+    """Of a folder: pictures anywhere below it come first, then tars, then Parquet and Arrow files."""
+    found = contents.look(path)
+    if found.saved:
         return _hub(data, options)
-    if not has_folders and not files & set(metadata.NAMES) and not suffixes & picture_suffixes():
-        if ".tar" in suffixes:
-            return _tars(data, options)
-        if suffixes and suffixes <= {".arrow", ".parquet"}:
-            return _hub(data, options)
+    if not found.pictures and found.tars:
+        return _tars(data, options)
+    if not found.pictures and found.datasets:
+        return _hub(data, options)
     return ImageFolder.open(data, options)
-
-
-def _contents(path: Path) -> tuple[set[str], set[str], bool]:
-    """Endings of file names, those names that matter here, and whether there are subfolders."""
-    suffixes, names, has_folders = set(), set(), False
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if is_folder(entry):
-                    has_folders = True
-                    continue
-                suffixes.add(Path(entry.name).suffix.lower())
-                if entry.name in SAVED or entry.name in metadata.NAMES:
-                    names.add(entry.name)
-    except OSError as err:
-        raise UserError(f"--data: {path}: cannot be listed: {err.strerror or err}") from None
-    return suffixes, names, has_folders
 
 
 def _nearest(path: Path) -> str:

@@ -3,14 +3,14 @@
 Read by the `datasets` library (extra `hub`); code that a dataset brings is never run. Arrow files are mapped
 into memory and read in any order. The Hub is streamed: the listing goes through it once, and reading again,
 with 256 MB of pictures kept for threads that come late, beside what `datasets` reads ahead. A folder of
-Parquet files is a table (`data_tools.sources.tables`). With HF_HUB_OFFLINE=1 the dataset comes out of the
-library's own cache.
+Parquet files is read without it (`data_tools.sources.parquet_pictures`). With HF_HUB_OFFLINE=1 the dataset
+comes out of the library's own cache.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from typing import Any
 import xxhash
 
 from data_tools.errors import UserError
-from data_tools.sources import captions
+from data_tools.sources import captions, parquet
 from data_tools.sources.cursor import Cursor, Picture, picture_of
 from data_tools.sources.extras import required
 from data_tools.sources.inside import read_inside
+from data_tools.sources.parquet_pictures import ParquetPictures
 from data_tools.sources.remote import read_whole
-from data_tools.sources.rows import Columns, chosen, text, unchecked
+from data_tools.sources.rows import KEY_COLUMNS, Columns, chosen, differ, key_of, text
 from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
-from data_tools.sources.tables import TableSource
+from data_tools.sources.saved import Loaded, from_folder, is_parquet, only_split
 
 LIST_ROWS = 1024
 "Rows whose captions are listed at once."
@@ -36,22 +37,11 @@ MAX_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A dataset and what tells whether it has changed."""
-
-    dataset: Any
-    "`datasets.Dataset`, or `datasets.IterableDataset` if it is streamed."
-    marker: int
-    count: int | None
-    root: Path | None = None
-    "Folder that picture paths are relative to; None for the Hub."
-    name: str = ""
-    "Of the dataset on the Hub."
-
-
-@dataclass(frozen=True)
 class HubSource:
-    """Rows of one split. Keys are the texts in `__key__`, `key` or `id`, or else `row-00000012`."""
+    """Rows of one split. Keys are as of Parquet files, or `row-00000012`.
+
+    Of a stream they are the texts in `__key__`, `key` or `id`: nobody has seen whether others differ.
+    """
 
     data: str
     options: SourceOptions
@@ -59,15 +49,14 @@ class HubSource:
     columns: Columns
 
     @classmethod
-    def open(cls, data: str, options: SourceOptions) -> "HubSource | TableSource":
+    def open(cls, data: str, options: SourceOptions) -> "HubSource | ParquetPictures":
         """Raises `UserError`."""
         with one_line(data):
-            parquet = not data.startswith("hf:") and _is_parquet(Path(data))
-        if parquet:
-            return TableSource.open(data, options)  # in a fraction of the memory that `datasets` takes
+            if not data.startswith("hf:") and is_parquet(Path(data)):
+                return ParquetPictures.open(data, options)  # in a fraction of the memory
         datasets = required("datasets", "hub", data)
         with one_line(data):
-            loaded = _from_hub(datasets, data) if data.startswith("hf:") else _from_folder(datasets, data)
+            loaded = _from_hub(datasets, data) if data.startswith("hf:") else from_folder(datasets, data)
             features = loaded.dataset.features
             if features is None:  # a stream that does not say before its first row
                 features = dict.fromkeys(next(iter(loaded.dataset), {}))
@@ -75,11 +64,15 @@ class HubSource:
         if len(images) > 1 and options.image_column is None:
             raise UserError(f"--image-column: {data} has pictures in {', '.join(images)}; name one of them")
         columns = chosen(data, list(features), options, image=images[0] if images else None)
-        return cls(data, options, loaded, columns)
+        source = cls(data, options, loaded, columns)
+        if loaded.dataset.features is not None:
+            parquet.check_captions(data, loaded.dataset.features.arrow_schema, columns.captions)
+        return replace(source, columns=replace(columns, key=source._key(list(features))))
 
     @property
     def count(self) -> int | None:
-        return self.loaded.count
+        """A file that cannot be read counts as one."""
+        return None if self.loaded.count is None else self.loaded.count + len(self.loaded.problems)
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises `UserError` if the rows cannot be read to their end."""
@@ -88,12 +81,14 @@ class HubSource:
         )
         number = 0
         for table in self._tables(names or [self.columns.image], LIST_ROWS):
-            columns = [unchecked(table.column(name)).to_pylist() for name in names]
+            columns = [parquet.unchecked(table.column(name)).to_pylist() for name in names]
             for cells in zip(*columns) if names else [()] * table.num_rows:
                 yield self._sample(number, dict(zip(names, cells)))
                 number += 1
         if not number:
             raise UserError(f"--data: {self.data}: no rows in it")
+        for name, problem in self.loaded.problems:
+            yield Sample(name, (), name, -1, 0, problem=problem, caption_problem=problem)
 
     def read(self, sample: Sample) -> bytes:
         """The bytes as they are in the dataset; of a stream, reading in the order of rows is fast."""
@@ -106,7 +101,7 @@ class HubSource:
         except IndexError:
             raise Unusable(f"no such row: {sample.place}") from None
         except Exception as err:  # each builder of `datasets` has its own
-            raise Unusable(f"row {sample.place}: unreadable: {_line(err)}") from None
+            raise Unusable(f"unreadable: {_line(err).removeprefix(f'--data: {self.data}: ')}") from None
         if isinstance(data, Unusable):
             raise Unusable(str(data))
         return data
@@ -141,10 +136,24 @@ class HubSource:
         with one_line(self.data):
             yield from dataset.select_columns(names).with_format("arrow").iter(batch_size=size)
 
+    def _key(self, names: list[str]) -> str | None:
+        """The first key column whose values differ; of a stream the first of those that mostly do."""
+        if self._streams:
+            return next((name for name in KEY_COLUMNS[:3] if name in names), None)
+        schema = self.loaded.dataset.features.arrow_schema
+        for name in KEY_COLUMNS:
+            if name in names and parquet.holds_keys(schema.field(name).type):
+                tables = self._tables([name], LIST_ROWS)
+                if differ(
+                    cell for table in tables for cell in parquet.unchecked(table.column(0)).to_pylist()
+                ):
+                    return name
+        return None
+
     def _sample(self, number: int, cells: dict[str, Any]) -> Sample:
         wanted = [cells.get(name) for name in self.columns.captions]
         texts, problem = captions.of_cells(wanted, lenient=self.options.lenient)
-        key = text(cells.get(self.columns.key or ""))
+        key = (text if self._streams else key_of)(cells.get(self.columns.key or ""))
         name = shown(key) if key else f"row-{number:08d}"
         return Sample(name, texts, str(number), -1, self.loaded.marker, caption_problem=problem)
 
@@ -162,13 +171,6 @@ class HubSource:
         if ".." in path.split("/") or not re.fullmatch(rf"(zip://[^:]*::)?{place}(@[^/:]+)?/[^:]*", path):
             raise Unusable("the picture's path leads out of the dataset")
         return read_whole(path, MAX_BYTES)
-
-
-def _is_parquet(folder: Path) -> bool:
-    """A folder with Parquet files, and neither Arrow files nor what `save_to_disk` writes."""
-    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    others = {"state.json", "dataset_dict.json"} & set(names) or [n for n in names if n.endswith(".arrow")]
-    return not others and any(name.endswith(".parquet") for name in names)
 
 
 def parsed(data: str) -> tuple[str, list[str]]:
@@ -193,25 +195,17 @@ def _from_hub(datasets: Any, data: str) -> Loaded:
     found = load(
         datasets, name, config or None, split=split or None, streaming=not offline, revision=revision
     )
-    marker = xxhash.xxh3_64_intdigest((revision or "").encode()) >> 1 if revision else 0
-    found = only_split(data, found, "hf:NAME:CONFIG:SPLIT")
+    found = only_split(found, f"--data: {data}", "hf:NAME:CONFIG:SPLIT")
+    revision = revision or _commit(found)
+    marker = xxhash.xxh3_64_intdigest(revision.encode()) >> 1 if revision else 0
     return Loaded(found, marker, len(found) if offline else None, name=name)
 
 
-def _from_folder(datasets: Any, data: str) -> Loaded:
-    folder = Path(data)
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    marker = max((path.stat().st_mtime_ns for path in files if path.is_file()), default=0)
-    if {"state.json", "dataset_dict.json"} & {path.name for path in files}:
-        found = only_split(data, datasets.load_from_disk(data), "the folder of one")
-        return Loaded(found, marker, len(found), folder)
-    arrow = [path for path in files if path.suffix.lower() == ".arrow"]
-    if not arrow:
-        raise UserError(f"--data: {data}: found neither Arrow nor Parquet files nor what save_to_disk writes")
-    if any(path.suffix.lower() == ".parquet" for path in files):
-        raise UserError(f"--data: {data}: found both Arrow and Parquet files, wanted one kind")
-    found = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in arrow])
-    return Loaded(found, marker, len(found), folder)
+def _commit(dataset: Any) -> str:
+    """The commit of a dataset out of the library's cache, whose folders are named by it; empty if not."""
+    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
+    commits = [name for name in folders if re.fullmatch("[0-9a-f]{40}", name)]
+    return commits[0] if len(folders) == len(commits) == 1 else ""
 
 
 def load(datasets: Any, name: str, config: str | None, **options: Any) -> Any:
@@ -221,15 +215,6 @@ def load(datasets: Any, name: str, config: str | None, **options: Any) -> Any:
     if "trust_remote_code" in signature(datasets.load_dataset).parameters:
         options["trust_remote_code"] = False
     return datasets.load_dataset(name, config, **options)
-
-
-def only_split(data: str, found: Any, how: str) -> Any:
-    """The dataset, or the only split of several datasets. Raises `UserError` that names the splits."""
-    if not isinstance(found, dict):
-        return found
-    if len(found) != 1:
-        raise UserError(f"--data: {data}: has the splits {', '.join(found) or '(none)'}; name one: {how}")
-    return next(iter(found.values()))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files of a folder, by names that are not trusted: nothing outside the folder is read, whatever they say."""
 
+import errno
 import os
 import stat
 from pathlib import Path, PurePosixPath
@@ -8,6 +9,8 @@ from data_tools.sources.sample import Unusable
 
 LEADS_OUT = "the file name leads out of the folder"
 LEAVES = "symbolic link that leaves the folder"
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"Errors that say that there is no such file; others, that it cannot be looked at."
 
 
 def leads_out(place: str) -> bool:
@@ -27,6 +30,17 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return stat.S_ISDIR(Path(path).stat().st_mode)
     except OSError:
         return False
+
+
+def status(path: Path) -> tuple[int, int, bool]:
+    """Size and time of change of a file, (-1, 0) if there is none; and whether that could be found out."""
+    try:
+        found = path.stat()
+    except OSError as err:
+        return -1, 0, err.errno in GONE
+    except ValueError:
+        return -1, 0, True
+    return found.st_size, found.st_mtime_ns, True
 
 
 def read_inside(root: str, place: str, *, max_bytes: int | None = None) -> bytes:

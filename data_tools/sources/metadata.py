@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.sources import captions, rows
-from data_tools.sources.sample import SourceOptions
+from data_tools.sources.sample import USUAL_CAPTIONS, SourceOptions
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 MAX_NAMED = 100
@@ -35,12 +35,17 @@ class Row(NamedTuple):
 class Columns:
     """Which of the caption columns asked for are there."""
 
-    wanted: tuple[str, ...]
+    given: tuple[str, ...]
+    "By the user; none: the usual ones are looked for."
     missing: set[str] = field(init=False)
     found: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.missing = set(self.wanted)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return self.given or USUAL_CAPTIONS
 
     def add(self, names: Iterable[str]) -> None:
         self.missing.difference_update(names)
@@ -49,25 +54,30 @@ class Columns:
 
     def check(self, path: Path, *, every: bool) -> None:
         """Raises `UserError` if there is none (`every`: not every one) of the columns asked for."""
-        if self.found and (self.missing if every else self.missing == set(self.wanted)):
-            missing = ", ".join(repr(name) for name in dict.fromkeys(self.wanted) if name in self.missing)
-            found = ", ".join(sorted(self.found))
-            raise UserError(f"--caption-column: {path} has no column {missing}; it has: {found}")
+        if not self.missing or not (every or self.missing == set(self.wanted)):
+            return
+        missing = ", ".join(repr(name) for name in dict.fromkeys(self.wanted) if name in self.missing)
+        if self.found:
+            has = rows.named(sorted(self.found))
+            raise UserError(f"--caption-column: {path} has no column {missing}; it has: {has}")
+        if every and self.given:
+            wanted = f"wanted one of {', '.join(NAMES)}, or no --caption-column"
+            raise UserError(f"--caption-column: {path} has no column {missing}: no metadata file; {wanted}")
 
 
 def read(path: Path, options: SourceOptions, columns: Columns) -> Iterator[Row]:
     """The rows of a metadata file, in its order; a few in memory. Raises `UserError`."""
     header = rows.header(path)
     if path.suffix != ".jsonl" and "file_name" not in header:
-        raise UserError(f"--data: {path} has no column 'file_name'; it has: {', '.join(header) or 'none'}")
+        raise UserError(f"--data: {path} has no column 'file_name'; it has: {rows.named(header)}")
     here = Columns(options.caption_columns)
     here.add(header)
     bad: Row | None = None
     good = False
-    wanted = [name for name in ("file_name", *dict.fromkeys(options.caption_columns)) if name in header]
+    wanted = [name for name in ("file_name", *dict.fromkeys(here.wanted)) if name in header]
     for cells in rows.rows(path, wanted):
         here.add(cells.cells)
-        row = _row(cells, options)
+        row = _row(cells, here.wanted, options.lenient)
         good |= bool(row.file_name)
         bad = row if bad is None and not row.file_name else bad
         yield row
@@ -77,7 +87,7 @@ def read(path: Path, options: SourceOptions, columns: Columns) -> Iterator[Row]:
     columns.add(here.found | set(here.wanted) - here.missing)
 
 
-def _row(row: rows.Row, options: SourceOptions) -> Row:
+def _row(row: rows.Row, columns: tuple[str, ...], lenient: bool) -> Row:
     number, name = row.number + 1, row.cells.get("file_name")
     name = os.fsdecode(name) if isinstance(name, bytes) else name
     if not isinstance(name, str) or not name:
@@ -85,5 +95,5 @@ def _row(row: rows.Row, options: SourceOptions) -> Row:
         return Row(number, "", (), row.fault or f"{found}, wanted a string")
     if row.fault:
         return Row(number, name, (), row.fault)
-    cells = [row.cells.get(column) for column in options.caption_columns]
-    return Row(number, name, *captions.of_cells(cells, lenient=options.lenient, escaped=row.escaped))
+    cells = [row.cells.get(column) for column in columns]
+    return Row(number, name, *captions.of_cells(cells, lenient=lenient, escaped=row.escaped))

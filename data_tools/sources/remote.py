@@ -4,6 +4,7 @@ URLs go through fsspec (extra `remote`), which brings its own settings and crede
 """
 
 import importlib
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import xxhash
 
 from data_tools.errors import UserError
 from data_tools.sources.extras import required
+from data_tools.sources.inside import LEAVES, is_inside
 from data_tools.sources.sample import Unusable
 
 MAX_FILES = 1_000_000
@@ -27,7 +29,14 @@ READ_AHEAD_BYTES = 1 << 20
 "Read at once while a remote file is listed; smaller payloads come along, larger ones are passed over."
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
-CHANGE_MARKS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "modified")
+CHANGE_MARKS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest"),
+    *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified"),
+)
+"What file systems call that which changes with a file; the first that is there counts."
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"Lower-case endings of the names of tars; those packed are listed to be refused by name."
+NO_FILE = "no such file"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class File:
     "Relative to the source, without what follows the `?` of a URL; what samples carry."
     url: str
     "Where it is: a path or a URL."
+    problem: str = ""
+    "Why it must not be opened."
 
 
 def files_of(data: str) -> tuple[File, ...]:
@@ -55,6 +66,27 @@ def files_of(data: str) -> tuple[File, ...]:
     if len({file.name for file in files.values()}) < len(files):
         raise UserError(f"--data: {data}: names two files alike but for what follows their `?`")
     return tuple(files.values())
+
+
+def tars_below(folder: Path) -> tuple[File, ...]:
+    """The tars in a folder and its subfolders, sorted, and what must not or cannot be looked into.
+
+    A folder that cannot has a name that ends with a slash. Hidden files and folders are passed over.
+    """
+    root, found = os.path.realpath(folder), list[tuple[Path, str, str]]()
+    unreadable: list[OSError] = []
+    for parent, subfolders, names in os.walk(folder, onerror=unreadable.append):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        tars = [name for name in names if name.lower().endswith(TARS) and not name.startswith(".")]
+        for path in (Path(parent, name) for name in (*tars, *subfolders)):
+            leaves = path.is_symlink() and not is_inside(path, root)
+            if leaves or path.name in tars:
+                found.append((path, "", LEAVES if leaves else ""))
+    found += [(Path(err.filename), "/", f"unreadable folder: {err.strerror}") for err in unreadable]
+    return tuple(
+        File(f"{path.relative_to(folder).as_posix()}{end}", str(path), problem)
+        for path, end, problem in sorted(found)
+    )
 
 
 def expanded(pattern: str) -> Iterator[str]:
@@ -86,8 +118,11 @@ def check_backend(data: str) -> None:
     if not is_url(data):
         return
     fsspec = required("fsspec", "remote", data)
+    protocol = data.split("://", 1)[0]
+    if protocol in ("http", "https"):
+        required("aiohttp", "remote", data)
     try:
-        fsspec.get_filesystem_class(data.split("://", 1)[0])
+        fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as err:
         raise UserError(f"--data: {data}: cannot read from there: {_line(err)}") from None
 
@@ -98,7 +133,7 @@ class Reader:
 
     size: int
     marker: int
-    "Of a local file its time of change in nanoseconds; of a remote one made of its ETag or date, or 0."
+    "Of a local file its time of change in nanoseconds; of a remote one made of its ETag or date; 0: unknown."
     _file: BinaryIO
 
     def read(self, offset: int, size: int) -> bytes:
@@ -113,6 +148,8 @@ class Reader:
 @contextmanager
 def opened(file: File) -> Iterator[Reader]:
     """Raises `Unusable`."""
+    if file.problem:
+        raise Unusable(file.problem)
     reader = _opened_remotely(file.url) if is_url(file.url) else _opened_locally(Path(file.url))
     with reader._file:
         yield reader
@@ -143,6 +180,8 @@ def _opened_remotely(url: str) -> Reader:
 
 def read_range(file: File, offset: int, size: int) -> bytes:
     """`size` bytes of a file; safe in threads. Raises `Unusable`."""
+    if file.problem:
+        raise Unusable(file.problem)
     if size > MAX_BYTES:
         raise Unusable(f"a file of {size:,} bytes; the largest that is read has {MAX_BYTES:,}")
     try:
@@ -184,9 +223,19 @@ def _marker(info: dict[str, Any]) -> int:
 
 
 def _reason(err: Exception) -> str:
+    err = _cause(err)
     if isinstance(err, FileNotFoundError):
-        return "no such file"
+        return NO_FILE
     return f"unreadable: {getattr(err, 'strerror', None) or _line(err)}"
+
+
+def _cause(err: Exception) -> Exception:
+    """fsspec says `FileNotFoundError` of a server that does not answer, or answers otherwise, too."""
+    cause = err.__cause__
+    if not isinstance(err, FileNotFoundError) or not isinstance(cause, Exception):
+        return err
+    refused = getattr(cause, "status", 404) not in (404, 410)  # what an HTTP server has answered
+    return cause if refused or isinstance(cause, (OSError, TimeoutError)) else err
 
 
 def _line(err: Exception) -> str:

@@ -20,9 +20,9 @@ class Sample:
     place: str
     "Where the source finds the picture again, relative to the source."
     num_bytes: int
-    "Size of the picture's file; -1 if there is none."
+    "Size of the file that holds the picture; -1 if it is not one file, or not there."
     mtime_ns: int
-    "Time of the last change, nanoseconds since 1970; where it is as before, so is the picture."
+    "Time of the last change, nanoseconds since 1970; where it is as before, so is the picture. 0: not known."
     xxh3_128: str = ""
     "Hash of the picture's file, taken when the plan is made; empty if it cannot be read."
     source: int = 0
@@ -35,6 +35,13 @@ class Sample:
     "`part:position` of the sample that this one replaces, if the picture is the same; set by the plan."
     captions_was: str = ""
     "The same if the captions are."
+    unlisted: str = ""
+    """Set where something is there that could not be looked at this time: its place, or the beginning of the
+    places of all that is in it (`folder/`, `0.tar#`). What was known of it stays planned. Never stored."""
+
+
+USUAL_CAPTIONS = ("text",)
+"Columns of tables and metadata that captions are looked for in if the user names none."
 
 
 def shown(name: str) -> str:
@@ -46,8 +53,8 @@ def shown(name: str) -> str:
 class SourceOptions:
     """How captions and pictures are found in a source."""
 
-    caption_columns: tuple[str, ...] = ("text",)
-    "Columns (or JSON keys) with a caption or a list of them; several: all their captions."
+    caption_columns: tuple[str, ...] = ()
+    "Columns (or JSON keys) with a caption or a list of them; all their captions; none: the usual columns."
     image_column: str | None = None
     "Column with the picture's path or bytes; None: the usual names are tried."
     caption_lines: bool = False

@@ -1,8 +1,10 @@
 """Several sources, one after the other, as one; and a choice of their samples."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from data_tools.errors import UserError
@@ -10,10 +12,15 @@ from data_tools.sources.keys import Names
 from data_tools.sources.sample import Sample, Source, Unusable
 
 
+class NothingUsable(UserError):
+    """A source ends without a picture that can be used; among others, it has said why in its samples."""
+
+
 @dataclass(frozen=True)
 class Several:
     """Samples keep the keys that they have in their own source; no two may have the same.
 
+    What is no sample, but a file that cannot be listed, takes a number behind its key where that is taken.
     Raises `UserError` while it is gone through: for a key that comes twice, and at its end for keys of
     `select` that did not come. Memory does not grow with the sources: the keys are kept in a temporary file.
     """
@@ -61,21 +68,40 @@ class Several:
         return self.sources[sample.source].read(sample)
 
     def _checked(self) -> Iterator[Sample]:
-        """All samples. Raises `UserError` for a key that comes twice."""
+        """All samples. Raises `UserError` for a key that comes twice, and if not one can be used."""
+        usable, nothing = False, None
         with closing(Names()) as keys:
             for number, source in enumerate(self.sources):
-                for sample in source:
-                    place = "" if sample.place == sample.key else sample.place
-                    if (first := keys.add(sample.key, f"{number} {place}")) is not None:
-                        raise UserError(self._clash(sample, number, first))
-                    yield replace(sample, source=number) if number else sample
+                try:
+                    for sample in source:
+                        usable |= not sample.problem
+                        yield replace(sample, key=self._entered(keys, sample, number), source=number)
+                except NothingUsable as err:
+                    nothing = nothing or err
+        if nothing is not None and not usable:
+            raise nothing
+
+    def _entered(self, keys: Names, sample: Sample, number: int) -> str:
+        """The key, which is in `keys` from now on. Raises `UserError` if it was there."""
+        place = "" if sample.place == sample.key else sample.place
+        if (first := keys.add(sample.key, f"{number} {place}")) is None:
+            return sample.key
+        if place or not sample.problem or sample.num_bytes >= 0:
+            raise UserError(self._clash(sample, number, first))
+        numbered = (f"{sample.key} ({again})" for again in count(2))
+        return next(key for key in numbered if keys.add(key, f"{number} {place}") is None)
 
     def _clash(self, sample: Sample, number: int, first: str) -> str:
         other, _, place = first.partition(" ")
-        one = f"{self.names[int(other)]} ({place or sample.key})"
-        two = f"{self.names[number]} ({sample.place})"
-        advice = "rename one; of two folders, --data with the folder above both has keys that differ"
-        return f"--data: the key {sample.key!r} comes twice, from {one} and from {two}; {advice}"
+        names = self.names[int(other)], self.names[number]
+        if int(other) == number:
+            advice = "rename one; what belongs to one sample must follow each other in a tar or a table"
+        elif os.path.realpath(names[0]) == os.path.realpath(names[1]):
+            advice = "give the same --data once"
+        else:
+            advice = "rename one; of two folders, --data with the folder above both has keys that differ"
+        both = f"{names[0]} ({place or sample.key}) and from {names[1]} ({sample.place})"
+        return f"--data: the key {sample.key!r} comes twice, from {both}; {advice}"
 
 
 def selected(path: Path) -> frozenset[str]:

@@ -20,6 +20,10 @@ MAX_EXTENSION_BYTES = 1 << 16
 "Size of one extension header (a long name, PAX records); a header may claim anything."
 MAX_EXTENSIONS = 8
 "Extension headers before one member."
+END_BYTES = 2 * BLOCK
+"Zeros that end a tar; more may follow, up to the end of a record."
+RECORDS = (*(BLOCK << power for power in range(8)), 20 * BLOCK)
+"Sizes of records: 10 KiB as almost every program has it, powers of two up to 64 KiB, no records at all."
 MAX_SPARSE_MAPS = 64
 "Blocks with which a sparse file's map goes on."
 PACKED = {
@@ -68,6 +72,8 @@ class Damage:
 
     offset: int
     what: str
+    unread: bool = False
+    "The file could not be read on."
 
 
 def members(read: Read, size: int) -> Iterator[Member | Damage]:
@@ -78,20 +84,26 @@ def members(read: Read, size: int) -> Iterator[Member | Damage]:
             last = f" after {_shown(found.name)}" if isinstance(found, Member) else last
             yield found
     except Unusable as err:
-        yield Damage(size, f"{err}{last}")
+        yield Damage(size, f"{err}{last}", unread=True)
 
 
 def _walk(read: Read, size: int) -> Iterator[Member | Damage]:
     if size == 0:
         yield Damage(0, "empty (0 bytes)")
     offset, searched, ended = 0, 1, size == 0
+    first: int | None = 0  # where its records are counted from; several tars may follow each other
     while offset < size:
         block = read(offset, BLOCK)
         if len(block) < min(BLOCK, size - offset):
             yield Damage(offset, f"cut short while it was read, at byte {offset + len(block)}")
             return
         if not block.strip(b"\0"):
-            offset, ended = _after_zeros(read, offset, size), True
+            following = _after_zeros(read, offset, size)
+            if wrong := _wrong_zeros(offset, following, size, first):
+                yield Damage(offset, wrong)
+            else:
+                first = following
+            offset, ended = following, True
             continue
         ended = False
         try:
@@ -105,7 +117,7 @@ def _walk(read: Read, size: int) -> Iterator[Member | Damage]:
                 return
             following = _next_header(read, searched, size)  # the member before may be short of bytes
             yield Damage(offset, _damaged(offset, following, size, str(err)))
-            searched, ended = following + 1, following == size
+            searched, ended, first = following + 1, following == size, None
         else:
             searched = member.offset
             if member.problem != FOLDER:
@@ -114,10 +126,24 @@ def _walk(read: Read, size: int) -> Iterator[Member | Damage]:
                 following = _next_header(read, member.offset, size)
                 place = "inside" if member.offset + member.size > size else "after"
                 yield Damage(member.offset, f"cut short {place} {_shown(member.name)}")
-                ended = following == size
+                ended, first = following == size, None
         offset = following
     if not ended:
         yield Damage(size, "cut short: there is no end mark")
+
+
+def _wrong_zeros(start: int, end: int, size: int, first: int | None) -> str:
+    """Why zeros are not the end of a tar whose records begin at `first`; empty if they are.
+
+    Members may have been where there are zeros now: nothing else tells of a file with a hole.
+    """
+    length = end - start
+    records = [record for record in RECORDS if first is None or (end - first) % record == 0]
+    if END_BYTES <= length < END_BYTES + max(records, default=0):
+        return ""
+    if end == size and length < END_BYTES:
+        return f"cut short inside its end mark, at byte {size}"
+    return f"{length} bytes of zeros at byte {start}{' up to its end' if end == size else ''}"
 
 
 def _damaged(offset: int, following: int, size: int, error: str) -> str:

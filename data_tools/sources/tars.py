@@ -2,24 +2,36 @@
 
 A sample is a picture (`jpg`, `png`, …) with a caption in `txt` or `json`, as img2dataset and webdataset
 write them. One pass over the headers lists a tar, no index is held, and a picture is one ranged read.
-Member names are keys and never paths. A tar that is damaged or cut short gives the samples that are whole,
-and then one sample that cannot be used, which has the tar's name as its key and says what is wrong.
+Member names are keys and never paths. A tar that is damaged or cut short, or has members without a key, gives
+the samples that are whole, and then one that cannot be used, which has the tar's name as its key and says
+what is wrong.
 """
 
 import codecs
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from data_tools.errors import UserError
-from data_tools.sources.captions import EMPTY, MAX_BYTES, Captions, of_cells, of_file
-from data_tools.sources.remote import File, Reader, check_backend, files_of, is_url, opened, read_range
+from data_tools.sources.captions import MAX_BYTES
+from data_tools.sources.inside import LEAVES
+from data_tools.sources.remote import (
+    NO_FILE,
+    File,
+    Reader,
+    check_backend,
+    files_of,
+    is_url,
+    opened,
+    read_range,
+    tars_below,
+)
 from data_tools.sources.sample import Sample, SourceOptions, Unusable, shown
+from data_tools.sources.several import NothingUsable
+from data_tools.sources.tar_captions import ColumnCheck, Payload, captions_of, text_fields
 from data_tools.sources.tar_headers import Damage, Member, members
 from data_tools.sources.walk import picture_suffixes
 
@@ -27,10 +39,10 @@ KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 "webdataset's split of a name into key and field."
 META = re.compile(r"__[^/]*__($|/)")
 "webdataset's members that belong to no sample."
+MACOS = re.compile(r"(.*/|)([.]_[^/]*|[.]DS_Store)", re.DOTALL)
+"Members that macOS adds of its own."
 MAX_FIELDS = 64
 "Members of one sample; further ones are passed over."
-TYPO_SAMPLES = 1000
-"JSON members without any of the named caption columns, after which the name is taken for a mistake."
 
 
 @dataclass
@@ -39,8 +51,8 @@ class Group:
 
     key: str
     fields: list[tuple[str, Member]] = field(default_factory=list)
-    texts: dict[str, list[bytes | str]] = field(default_factory=dict)
-    "Payloads of the members that captions are looked for in, or why one could not be read."
+    texts: dict[str, list[Payload]] = field(default_factory=dict)
+    "Payloads of the members that captions are looked for in."
 
 
 @dataclass
@@ -49,9 +61,26 @@ class Faults:
 
     first: str = ""
     count: int = 0
+    unnamed: str = ""
+    "The first member that no sample can be made of, as its name has no key or no ending."
+    unnamed_count: int = 0
+    unread: bool = False
+    "It could not be read, or not up to its end."
 
-    def add(self, what: str) -> None:
-        self.first, self.count = self.first or what, self.count + 1
+    def add(self, what: str, *, unread: bool = False) -> None:
+        self.first, self.count, self.unread = self.first or what, self.count + 1, self.unread or unread
+
+    def pass_over(self, name: str) -> None:
+        self.unnamed, self.unnamed_count = self.unnamed or repr(name[:100]), self.unnamed_count + 1
+
+    def __str__(self) -> str:
+        """Empty if nothing is wrong."""
+        more = f" (and {self.count - 1} more such places)" if self.count > 1 else ""
+        faults = [f"{self.first}{more}"] if self.count else []
+        if self.unnamed_count:
+            named = f"the first {self.unnamed}"
+            faults.append(f"members without a name like KEY.ENDING: {self.unnamed_count}, {named}")
+        return "; ".join(faults)
 
 
 @dataclass(frozen=True)
@@ -67,15 +96,14 @@ class TarSource:
         """`data`: a tar, a folder of tars, or a path or URL with braces. Raises `UserError`."""
         check_backend(data)
         if not is_url(data) and Path(data).is_dir():
-            tars = _tars_below(Path(data))
+            tars = tars_below(Path(data))
             if not tars:
                 raise UserError(f"--data: {data}: no tars found in this folder")
         else:
             tars = files_of(data)
             if not is_url(data) and not any(os.path.lexists(tar.url) for tar in tars):
-                more = f" (nor any other of the {len(tars)} that it means)" if len(tars) > 1 else ""
                 hint = "; for several tars: the folder, or braces like {00..41}" if "*" in data else ""
-                raise UserError(f"--data: {data}: no such file: {tars[0].url}{more}{hint}")
+                raise UserError(f"--data: {data}: {cls(data, tars, options)._missing()}{hint}")
         for tar in tars:
             if tar.name != (name := shown(tar.name)):
                 raise UserError(f"--data: {data}: a file name that is not UTF-8: {name}; rename it")
@@ -90,16 +118,26 @@ class TarSource:
         return {tar.name: tar for tar in self.tars}
 
     def __iter__(self) -> Iterator[Sample]:
-        """Raises `UserError` if none of the samples can be used, or a named caption column is nowhere."""
-        usable, problem, columns = False, "", _ColumnCheck(self.options)
+        """Raises `UserError` if no tar is there, or a named caption column is nowhere.
+
+        Raises `NothingUsable` if none of the samples can be used.
+        """
+        usable, missing, problem, columns = False, True, "", ColumnCheck(self.data, self.options)
         for tar in self.tars:
             for sample in self._listed(tar, columns):
                 usable |= not sample.problem
+                missing &= sample.problem == f"tar: {NO_FILE}"
                 problem = problem or f"{sample.key}: {sample.problem}"
                 yield sample
+        if missing:
+            raise UserError(f"--data: {self.data}: {self._missing()}")
         if not usable:
-            raise UserError(f"--data: {self.data}: no picture found that can be used; {problem}")
+            raise NothingUsable(f"--data: {self.data}: no picture found that can be used; {problem}")
         columns.at_end()
+
+    def _missing(self) -> str:
+        others = f" (nor any other of the {len(self.tars)} that it means)" if len(self.tars) > 1 else ""
+        return f"{NO_FILE}: {self.tars[0].url}{others}"
 
     def read(self, sample: Sample) -> bytes:
         """The picture, by one read of its range."""
@@ -110,105 +148,48 @@ class TarSource:
             raise Unusable(f"no such tar: {name}")
         return read_range(self._by_name[name], int(offset), sample.num_bytes)
 
-    def _listed(self, tar: File, columns: "_ColumnCheck") -> Iterator[Sample]:
+    def _listed(self, tar: File, columns: ColumnCheck) -> Iterator[Sample]:
         """All samples of one tar; after them one for what is wrong with the tar itself."""
         faults = Faults()
         marker, found = 0, False
         try:
             with opened(tar) as file:
                 marker = file.marker
-                for group in _groups(file, self._text_fields(), faults):
+                for group in _groups(file, text_fields(self.options), faults):
                     found = True
                     yield self._sample(tar, marker, group, columns)
         except Unusable as err:
-            faults.add(str(err))
+            faults.add(str(err), unread=str(err) != LEAVES)
         if not faults.count and not found:
             faults.add("no samples in it")
-        if faults.count:
-            more = f" (and {faults.count - 1} more such places)" if faults.count > 1 else ""
-            yield Sample(tar.name, (), tar.name, -1, marker, problem=f"tar: {faults.first}{more}")
+        if what := str(faults):
+            holder = tar.name if tar.name.endswith("/") else f"{tar.name}#"
+            unlisted = holder if faults.unread else ""
+            yield Sample(tar.name, (), tar.name, -1, marker, problem=f"tar: {what}", unlisted=unlisted)
 
-    def _sample(self, tar: File, marker: int, group: Group, columns: "_ColumnCheck") -> Sample:
+    def _sample(self, tar: File, marker: int, group: Group, columns: ColumnCheck) -> Sample:
         picture, problem = _picture(group, self.options.image_column)
-        captions, caption_problem = self._captions(group, columns)
+        fields = [name for name, _ in group.fields]
+        captions, caption_problem = captions_of(fields, group.texts, self.options, columns)
         size = -1 if problem else picture.size
         place = f"{tar.name}#{picture.offset}"
         return Sample(
             group.key, captions, place, size, marker, problem=problem, caption_problem=caption_problem
         )
 
-    def _text_fields(self) -> set[str]:
-        return {"json", "txt", *map(str.lower, self.options.caption_columns)}
 
-    def _captions(self, group: Group, columns: "_ColumnCheck") -> Captions:
-        """From the fields and JSON keys that the user named; else from `txt`, else from the usual keys."""
-        named = [name for name in self.options.caption_columns if name.lower() != "json"]
-        names = named if columns.named else ["txt"]
-        found = [self._text(data) for name in names for data in group.texts.get(name.lower(), [])]
-        if columns.named or not any(texts for texts, _ in found):
-            found += [self._json(data, group, columns) for data in group.texts.get("json", [])]
-        texts = tuple(dict.fromkeys(text for texts, _ in found for text in texts))
-        problems = [problem for _, problem in found if problem]
-        return texts, "" if texts else next(
-            (problem for problem in problems if problem != EMPTY), "".join(problems[:1])
-        )
-
-    def _text(self, data: bytes | str) -> Captions:
-        return ((), data) if isinstance(data, str) else of_file(data, self.options)
-
-    def _json(self, data: bytes | str, group: Group, columns: "_ColumnCheck") -> Captions:
-        row = data if isinstance(data, str) else _object(data, self.options.lenient)
-        if isinstance(row, str):
-            return (), row
-        columns.saw(row, group)
-        usual = [key for key in ("caption", "text") if row.get(key)][:1]
-        keys = self.options.caption_columns if columns.named else usual
-        return of_cells([row.get(key) for key in keys], lenient=self.options.lenient)
-
-
-class _ColumnCheck:
-    """Tells a mistyped `--caption-column` from samples that have no caption."""
-
-    def __init__(self, options: SourceOptions) -> None:
-        self.named = options.caption_columns != SourceOptions().caption_columns
-        self._options, self._missed, self._found = options, 0, not self.named
-        self._keys: list[str] = []
-
-    def saw(self, row: dict[str, Any], group: Group) -> None:
-        if self._found:
-            return
-        names = set(self._options.caption_columns)
-        self._found = bool(names & (row.keys() | group.texts.keys()))
-        self._missed, self._keys = self._missed + 1, self._keys or sorted(row)[:30]
-        if self._missed >= TYPO_SAMPLES:
-            self.at_end()
-
-    def at_end(self) -> None:
-        if not self._found and self._missed:
-            names = " or ".join(map(repr, self._options.caption_columns))
-            raise UserError(
-                f"--caption-column: no {names} in the JSON members; they have: {', '.join(self._keys)}"
-            )
-
-
-def _tars_below(folder: Path) -> tuple[File, ...]:
-    """Sorted; hidden files and folders are passed over."""
-    found = []
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if name.endswith(".tar") and not name.startswith(".")]
-    return tuple(File(path.relative_to(folder).as_posix(), str(path)) for path in sorted(found))
-
-
-def _groups(file: Reader, text_fields: set[str], faults: Faults) -> Iterator[Group]:
+def _groups(file: Reader, caption_fields: set[str], faults: Faults) -> Iterator[Group]:
     """Samples in their order, with the payloads that hold captions; what is wrong goes to `faults`."""
     group = None
     for member in members(file.read, file.size):
         if isinstance(member, Damage):
-            faults.add(member.what)
+            faults.add(member.what, unread=member.unread)
+            continue
+        if META.match(member.name) or MACOS.fullmatch(member.name):
             continue
         match = KEY.fullmatch(member.name)
-        if match is None or META.match(member.name):
+        if match is None or match[1].endswith("/"):
+            faults.pass_over(member.name)
             continue
         if group is None or group.key != match[1]:
             if group is not None:
@@ -217,13 +198,13 @@ def _groups(file: Reader, text_fields: set[str], faults: Faults) -> Iterator[Gro
         name = match[2].lower()
         if len(group.fields) < MAX_FIELDS:
             group.fields.append((name, member))
-            if name in text_fields:
+            if name in caption_fields:
                 group.texts.setdefault(name, []).append(_payload(file, name, member))
     if group is not None:
         yield group
 
 
-def _payload(file: Reader, name: str, member: Member) -> bytes | str:
+def _payload(file: Reader, name: str, member: Member) -> Payload:
     if member.problem:
         return f"{name}: {member.problem}"
     if member.size > MAX_BYTES:
@@ -232,17 +213,6 @@ def _payload(file: Reader, name: str, member: Member) -> bytes | str:
         return file.read(member.offset, member.size).removeprefix(codecs.BOM_UTF8)
     except Unusable as err:
         return f"{name}: {err}"
-
-
-def _object(data: bytes, lenient: bool) -> dict[str, Any] | str:
-    """A JSON object, or what is wrong with it."""
-    try:
-        row = json.loads(data.decode("utf-8", "replace" if lenient else "strict"))
-    except UnicodeDecodeError:
-        return "json: not UTF-8; --lenient decodes it"
-    except (ValueError, RecursionError):
-        return "json: no JSON"
-    return row if isinstance(row, dict) else "json: no JSON object"
 
 
 def _picture_fields() -> set[str]:

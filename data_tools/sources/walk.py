@@ -14,21 +14,34 @@ from typing import NamedTuple
 
 from data_tools.errors import UserError
 from data_tools.sources import captions, metadata
+from data_tools.sources.holders import of_its_own
 from data_tools.sources.inside import LEADS_OUT, LEAVES, is_folder, is_inside, leads_out
 from data_tools.sources.keys import Names
 from data_tools.sources.sample import SourceOptions
 
-COMMON = {".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
-RARE = {".apng", ".j2k", ".jp2", ".jpf", ".jpx", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tga"}
+READ = {
+    *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    *(".apng", ".png", ".tif", ".tiff", ".webp"),
+}
+REFUSED = {
+    *(".avif", ".heic", ".heif", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".tga"),
+}
+"Pictures too: they are listed and then rejected by name. AVIF where Pillow was built without it."
 SIDECARS = frozenset(suffix for pair in captions.SUFFIXES for suffix in pair)
 
 
 @cache
 def picture_suffixes() -> set[str]:
-    """Lower-case endings of the names of files that Pillow may read."""
+    """Lower-case endings of the names of pictures that are read."""
     from PIL import features
 
-    return COMMON | RARE | ({".avif"} if features.check("avif") else set())
+    return READ | ({".avif"} if features.check("avif") else set())
+
+
+@cache
+def _listed_suffixes() -> set[str]:
+    return picture_suffixes() | REFUSED
 
 
 class Found(NamedTuple):
@@ -109,11 +122,13 @@ class _Walk:
             return
         is_link = entry.is_symlink()
         subfolder = is_folder(entry) if is_link else entry.is_dir()
-        picture = not subfolder and PurePosixPath(entry.name).suffix.lower() in picture_suffixes()
+        picture = not subfolder and PurePosixPath(entry.name).suffix.lower() in _listed_suffixes()
         if is_link and (subfolder or picture) and not is_inside(entry.path, self.real_root):
             self.names.add(entry.name, LEAVES)
         elif picture:
             self.names.add(entry.name)
+        elif not subfolder and (own := of_its_own(entry.name)):
+            self.names.add(entry.name, own)
         elif subfolder and (not is_link or self._leads_to_hidden(entry.path)):
             self.pending.add(place.replace("/", "\0"))
 

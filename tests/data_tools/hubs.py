@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_tools.sources.hub import HubSource
+from data_tools.sources.parquet_pictures import ParquetPictures
 from data_tools.sources.sample import Source, SourceOptions
-from data_tools.sources.tables import TableSource
 
 datasets = pytest.importorskip("datasets")
 
@@ -54,7 +54,7 @@ def arrows(tmp_path: Path, *counts: int) -> Path:
     return tmp_path / "arrow"
 
 
-def opened(path: object, **options: Any) -> HubSource | TableSource:
+def opened(path: object, **options: Any) -> HubSource | ParquetPictures:
     return HubSource.open(str(path), SourceOptions(**options))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.sources.parquet_pictures import ParquetPictures
 from data_tools.sources.sample import SourceOptions
 from data_tools.sources.tables import TableSource
 
@@ -27,7 +28,19 @@ def parquet(folder: Path, columns: dict[str, Any], row_group: int = 1000, name: 
     return folder / name
 
 
-def opened(path: Path, **options: Any) -> TableSource:
+def spoil(path: Path, group: int, column: str) -> None:
+    """Overwrite a column of a row group."""
+    with pytest.importorskip("pyarrow.parquet").ParquetFile(path) as file:
+        group_of = file.metadata.row_group(group)
+        chunks = [group_of.column(number) for number in range(group_of.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+
+
+def opened(path: Path, **options: Any) -> TableSource | ParquetPictures:
     return TableSource.open(str(path), SourceOptions(**options))
 
 

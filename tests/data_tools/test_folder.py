@@ -23,8 +23,8 @@ def metadata(folder: Path, *rows: dict[str, Any]) -> None:
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
-def listing(root: Path, caption_column: str = "text") -> dict[str, tuple[str, ...]]:
-    source = open_source([str(root)], SourceOptions((caption_column,)))
+def listing(root: Path, *caption_columns: str) -> dict[str, tuple[str, ...]]:
+    source = open_source([str(root)], SourceOptions(caption_columns))
     samples = list(source)
     assert source.count == len(samples)
     return {sample.key: sample.captions for sample in samples}
@@ -195,8 +195,10 @@ def test_columns_asked_for_have_to_be_in_some_metadata_file(tmp_path: Path) -> N
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match=r"^--data: .*: no pictures found \(looked for \.apng \."):
+    touch(tmp_path, "notes.txt", "sub/more.TXT", "a.zip", ".hidden")
+    with pytest.raises(
+        UserError, match=r"^--data: .*: no pictures found \(found 2 \.txt, 1 \.zip; wanted \.apng \."
+    ):
         listing(tmp_path)
 
 

@@ -90,6 +90,19 @@ def test_a_stream_without_arrow_files_behind_it_is_read_too() -> None:
     check_in_any_order(source, [picture(number) for number in range(50)])
 
 
+def test_of_a_stream_only_texts_are_keys_as_numbers_may_come_twice() -> None:
+    def rows() -> Any:
+        for name in ("a", "b"):
+            yield {"image": {"bytes": picture(0), "path": None}, "text": "t", "id": 7, "key": name}
+
+    kinds = {"image": datasets.Image(), "text": datasets.Value("string"), "id": datasets.Value("int64")}
+    features = datasets.Features({**kinds, "key": datasets.Value("string")})
+    dataset = datasets.IterableDataset.from_generator(rows, features=features)
+    assert [sample.key for sample in streamed(dataset)] == ["a", "b"]
+    keys = [sample.key for sample in streamed(dataset.remove_columns("key"))]
+    assert keys == ["row-00000000", "row-00000001"]
+
+
 def test_a_stream_that_breaks_off_is_one_line_in_the_listing_and_a_reason_in_reading() -> None:
     def rows() -> Any:
         yield {"image": {"bytes": b"x", "path": None}, "text": "a"}
@@ -185,7 +198,7 @@ def test_two_picture_columns_ask_which(tmp_path: Path) -> None:
 def test_several_splits_ask_which_and_one_is_taken(tmp_path: Path) -> None:
     path = saved(tmp_path, datasets.DatasetDict({"train": made(2), "test": made(3)}))
     with pytest.raises(
-        UserError, match=r"^--data: .*: has the splits train, test; name one: the folder of one$"
+        UserError, match=r"^--data: .*: has the splits train, test; name one: --data .*/data/train$"
     ):
         opened(path)
     assert opened(path / "test").count == 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from data_tools import images
 from data_tools.sources import Unusable
@@ -136,6 +136,15 @@ def test_pillows_other_readers_are_never_called(kind: str) -> None:
 def test_a_damaged_header_is_not_called_another_file() -> None:
     assert reason(b"\x89PNG\r\n\x1a\n" + bytes(50)).startswith("broken picture: ")
     assert reason(b"II*\0" + b"\xff" * 50).startswith("broken picture: begins as TIFF")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_an_avif_cut_short_is_broken_and_not_called_another_format() -> None:
+    noise = Image.effect_noise((64, 64), 80)
+    for share in (0.1, 0.5, 0.9):
+        data = file_of(noise, "avif")
+        assert reason(data[: int(len(data) * share)]).startswith("broken picture: ")
+    assert reason(file_of(noise, "avif")[:100]).startswith("broken picture: begins as AVIF")
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "tiff", "bmp"])

@@ -1,12 +1,13 @@
 """Which source a text after --data names, and one clear line for what names none."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_tools.errors import UserError
-from data_tools.sources import SourceOptions
+from data_tools.sources import SourceOptions, contents
 from data_tools.sources.dispatch import open_one
 from data_tools.sources.folder import ImageFolder
 
@@ -69,7 +70,18 @@ def test_texts_that_need_no_look_at_the_disk(asked: list[tuple[str, str]], data:
         (["train/data.arrow", "dataset_dict.json"], "HubSource"),
         (["0.parquet", "1.parquet"], "HubSource"),
         (["0.arrow"], "HubSource"),
-        (["0.parquet", "notes.md"], "ImageFolder"),
+        (["0.parquet", "notes.md"], "HubSource"),
+        (["README.md", ".gitattributes", "dataset_info.json", "data/train-0.parquet"], "HubSource"),
+        (["00000.parquet", "00000_stats.json"], "HubSource"),
+        (["sub/deep/0.arrow", "dataset_info.json"], "HubSource"),
+        (["part-1/0.tar", "part-2/0.TAR", "README.md"], "TarSource"),
+        (["0.tar", "data/train.parquet"], "TarSource"),
+        (["dataset_info.json", "sub/a.png"], "ImageFolder"),
+        (["state.json", "a.png"], "ImageFolder"),
+        (["train.parquet", "0.tar", "x/y/a.jpeg"], "ImageFolder"),
+        (["metadata.parquet", "metadata.csv", "notes.md"], "ImageFolder"),
+        ([".hidden/a.png", "0.tar"], "TarSource"),
+        (["a.heic", "0.tar"], "TarSource"),
     ],
 )
 def test_a_folder_is_what_its_files_show(
@@ -116,3 +128,33 @@ def test_a_file_of_an_unknown_kind_is_refused(tmp_path: Path, name: str, said: s
 def test_a_url_that_is_no_tar_is_refused() -> None:
     with pytest.raises(UserError, match=r"^--data: s3://bucket/pictures: found a URL .* ends in \.tar$"):
         kind("s3://bucket/pictures")
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path, asked: list[tuple[str, str]]) -> None:
+    data = files(tmp_path / "data", "0.tar")
+    files(tmp_path / "other", "a.png")
+    (data / "other.png").symlink_to(tmp_path / "other")
+    (data / "up").symlink_to(".")
+    open_one(str(data), SourceOptions())
+    assert asked == [("TarSource", str(data))]
+
+
+def test_the_look_ends_at_the_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    scan = os.scandir
+
+    def counted(path: str) -> Any:
+        looked.append(os.fspath(path))
+        return scan(path)
+
+    files(tmp_path, "a.png", *(f"{number}/x.txt" for number in range(20)))
+    monkeypatch.setattr("data_tools.sources.contents.os.scandir", counted)
+    assert contents.look(tmp_path).pictures
+    assert looked == [str(tmp_path)] * 2
+
+
+def test_a_folder_of_nothing_that_is_read_says_what_was_seen(tmp_path: Path) -> None:
+    files(tmp_path, "a.tar.gz", "b.txt", "sub/c.txt", "sub/Makefile", ".hidden.png")
+    seen = r"\(found 2 \.txt, 1 \.tar\.gz, 1 no ending; wanted \.apng .*, tars or Parquet files\)$"
+    with pytest.raises(UserError, match=f"no pictures found {seen}"):
+        kind(tmp_path)

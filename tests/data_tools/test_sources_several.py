@@ -9,6 +9,7 @@ import pytest
 from data_tools.errors import UserError
 from data_tools.sources import Sample, SourceOptions, Unusable, open_source
 from data_tools.sources.several import Several
+from tests.data_tools.tars import pictures, tar
 
 
 @pytest.fixture
@@ -67,6 +68,69 @@ def test_a_key_that_comes_twice_in_one_source_names_both_places(tmp_path: Path) 
     source = Several((Listed(["a", "b"]), Listed(["c", "d", "c"])), ("x", "y"))
     with pytest.raises(UserError, match=r"'c' comes twice, from y \(place of c\) and from y \(place of c\);"):
         list(source)
+
+
+def test_the_advice_fits_what_clashes(data: list[str], tmp_path: Path) -> None:
+    def advice(*sources: object) -> str:
+        with pytest.raises(UserError, match="comes twice, from ") as failure:
+            list(open_source([str(source) for source in sources]))
+        return str(failure.value).rpartition("; ")[2]
+
+    assert advice(data[0], f"{tmp_path}/./one/") == "give the same --data once"
+    members = [(f"{key}.{end}", b"x") for end in ("jpg", "txt") for key in "ab"]
+    ungrouped = tar(tmp_path / "0.tar", members)
+    assert advice(ungrouped) == "what belongs to one sample must follow each other in a tar or a table"
+    other = tar(tmp_path / "1.tar", pictures("b"))
+    assert advice(tar(tmp_path / "2.tar", pictures("b")), other).startswith("of two folders")
+
+
+def test_what_is_wrong_with_two_files_of_one_name_takes_a_number(tmp_path: Path) -> None:
+    tars = [tar(tmp_path / name / "0.tar", pictures(name)) for name in "abc"]
+    for path in tars:
+        path.write_bytes(path.read_bytes()[:2048])
+    said = "tar: cut short: there is no end mark"
+    samples = list(open_source([str(path) for path in tars]))
+    assert [sample.key for sample in samples] == ["a", "0.tar", "b", "0.tar (2)", "c", "0.tar (3)"]
+    assert [(s.source, s.place, s.problem) for s in samples[1::2]] == [(n, "0.tar", said) for n in range(3)]
+    assert not any(str(tmp_path) in sample.key for sample in samples)
+
+
+def test_samples_of_one_key_are_not_numbered_though_they_cannot_be_used(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [("a.txt", b"x"), ("b.jpg", b"x"), ("a.txt", b"x")])
+    with pytest.raises(UserError, match="the key 'a' comes twice"):
+        list(open_source([str(path)]))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>" * 200, bytes(10240)], ids=["empty", "html", "no members"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_tar_that_cannot_be_used_is_one_sample_beside_others(
+    data: list[str], tmp_path: Path, content: bytes, first: bool
+) -> None:
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(content)
+    both = [str(bad), data[1]] if first else [data[1], str(bad)]
+    found = {sample.key: sample.problem for sample in open_source(both)}
+    assert found.pop("bad.tar").startswith("tar: ")
+    assert found == {"d.png": "", "sub/a.png": ""}
+
+
+def test_tars_of_which_none_can_be_used_are_one_line(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("0.tar", "1.tar")]
+    for name in names:
+        Path(name).touch()
+    said = rf"^--data: {names[0]}: no picture found that can be used; 0\.tar: tar: empty"
+    with pytest.raises(UserError, match=said):
+        list(open_source(names))
+
+
+@pytest.mark.parametrize(
+    "missing", ["{there}/1.tar", "memory://nowhere/1.tar", "memory://nowhere/{{1,2}}.tar"]
+)
+def test_a_tar_that_is_not_there_is_an_error_beside_others_too(
+    data: list[str], tmp_path: Path, missing: str
+) -> None:
+    with pytest.raises(UserError, match=r"^--data: .*: no such file: .*1\.tar( \(nor any other of the 2 |$)"):
+        list(open_source([data[0], missing.format(there=tmp_path)]))
 
 
 def test_keys_that_differ_only_in_case_or_in_form_are_two(tmp_path: Path) -> None:

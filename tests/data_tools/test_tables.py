@@ -8,7 +8,7 @@ import pytest
 
 from data_tools.errors import UserError
 from data_tools.sources.sample import Sample, Unusable
-from tests.data_tools.tabular import captions, opened, parquet, problems, table, touch
+from tests.data_tools.tabular import captions, opened, parquet, problems, spoil, table, touch
 
 
 def test_a_csv_with_paths_beside_it(tmp_path: Path) -> None:
@@ -134,12 +134,8 @@ def test_urls_are_one_line_that_says_to_download(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_read_are_rejected_with_their_line(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
-    long = "x" * 200_000
-    found = problems(table(tmp_path, f"image,text\na.png,x\n,x\n{long},y\nb.png,z\n"))
-    assert found == {
-        "t.csv:row-00000001": "image holds no path",
-        "t.csv:row-00000002": "line 4: no CSV: field larger than field limit (131072)",
-    }
+    found = problems(table(tmp_path, "image,text\na.png,x\n,x\nb.png,z\n"))
+    assert found == {"t.csv:row-00000001": "image holds no path"}
     found = problems(table(tmp_path, '{"image": "a.png", "text": "x"}\n{\n[1]\n{"image": 7}\n', "t.jsonl"))
     assert found == {
         "t.jsonl:row-00000001": "no JSON object",
@@ -183,7 +179,7 @@ def test_a_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
 )
 def test_tables_that_are_none_are_one_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     with pytest.raises(UserError, match=said) as failure:
-        opened(table(tmp_path, data, name))
+        list(opened(table(tmp_path, data, name)))
     assert "\n" not in str(failure.value)
 
 
@@ -191,6 +187,93 @@ def test_without_pyarrow_a_parquet_names_the_extra(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=r"needs the library pyarrow.*kandinsky-cache\[tables\]"):
         opened(table(tmp_path, b"", "t.parquet"))
+
+
+def test_a_quote_that_is_not_closed_costs_its_own_row_and_no_other(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{number}.png" for number in range(9)))
+    lines = [f"{number}.png,caption {number}" for number in range(9)]
+    lines[2], lines[5], lines[7] = '2.png,"caption 2', '5.png,"big" house', '7.png,"never closed'
+    path = table(tmp_path, "\n".join(["image,text", *lines]) + "\n")
+    assert list(captions(path)) == [
+        *("0.png", "1.png", "t.csv:row-00000002", "3.png", "4.png"),
+        *("t.csv:row-00000005", "6.png", "t.csv:row-00000007", "8.png"),
+    ]
+    twice = "; inside quotes a quote is written twice"
+    assert problems(path) == {
+        "t.csv:row-00000002": f"line 4 (read on to line 7): no CSV: ',' expected after '\"'{twice}",
+        "t.csv:row-00000005": f"line 7: no CSV: ',' expected after '\"'{twice}",
+        "t.csv:row-00000007": f"line 9 (read on to line 10): no CSV: unexpected end of data{twice}",
+    }
+
+
+def test_cells_of_several_lines_and_quotes_written_twice_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    path = table(tmp_path, 'image,text\r\na.png,"a ""big"",\r\nred house"\r\nb.png,5" wide\r\n')
+    assert captions(path) == {"a.png": ('a "big",\r\nred house',), "b.png": ('5" wide',)}
+
+
+def test_a_caption_may_be_long_but_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    path = table(tmp_path, f'image,text\na.png,"{"x" * 200_000}"\nb.png,y\n')
+    assert captions(path) == {"a.png": ("x" * 200_000,), "b.png": ("y",)}
+    monkeypatch.setattr("data_tools.sources.rows.MAX_LINE", 100)
+    found = problems(table(tmp_path, 'image,text\na.png,"open\n' + "x\n" * 100 + "b.png,y\n"))
+    first = found["t.csv:row-00000000"]
+    assert first.startswith("line 2 (read on to line 50): no CSV: field larger than field limit (100)")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.csv", "image,text\na.png,x\n".encode("utf-16"), "is UTF-16; save it as UTF-8$"),
+        ("t.jsonl", '{"image": "a.png"}\n'.encode("utf-16"), "is UTF-16; save it as UTF-8$"),
+        ("t.csv", "image,text\na.png,x\n".encode("utf-16-le"), "zero bytes in its first row, as UTF-16 has"),
+        ("t.csv", b'"file\nname",text\na.png,x\n', r"it has: 'file\\nname', text$"),
+        ("t.csv", b'"image",text,"x', "line 1: no CSV: unexpected end of data"),
+        ("t.csv", ",".join(f"c{n}" for n in range(99)).encode(), "it has: c0, .* c39 and 59 more$"),
+    ],
+)
+def test_headers_that_are_none_are_one_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said) as failure:
+        opened(table(tmp_path, data, name))
+    assert str(failure.value).isprintable()
+
+
+def test_a_column_that_json_lines_have_late_is_found(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    late = '{"path": "a.png"}\n' * 150 + '{"path": "b.png", "text": "x", "alt": "y"}\n'
+    assert captions(table(tmp_path, late, "t.jsonl")) == {"a.png": (), "b.png": ("x",)}
+    assert captions(table(tmp_path, late, "t.jsonl"), caption_columns=("alt",))["b.png"] == ("y",)
+    with pytest.raises(UserError, match=r"no column 'atl'; it has: path, text, alt$"):
+        opened(table(tmp_path, late, "t.jsonl"), caption_columns=("atl",))
+
+
+def test_a_caption_column_that_is_named_must_be_there_though_the_table_has_pictures_alone(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path, "a.png")
+    with pytest.raises(UserError, match=r"^--caption-column: .* has no column 'text'; it has: image$"):
+        opened(table(tmp_path, "image\na.png\n"), caption_columns=("text",))
+
+
+def test_a_parquet_column_that_cannot_hold_captions_is_one_line_with_its_type(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    with pytest.raises(UserError, match=r"^--caption-column: .*: text is of type struct<en: string>, wanted"):
+        opened(parquet(tmp_path, {"path": ["a.png"], "text": [{"en": "x"}]}))
+    with pytest.raises(UserError, match=r"^--caption-column: .*: text is of type int64, wanted text"):
+        opened(parquet(tmp_path, {"path": ["a.png"], "text": [3]}))
+    assert captions(parquet(tmp_path, {"path": ["a.png"], "text": [None]})) == {"a.png": ()}
+
+
+def test_a_damaged_row_group_of_paths_is_rejected_and_the_rows_behind_it_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "0.png", "1.png")
+    paths = [f"{number % 2}.png" for number in range(2400)]
+    path = parquet(tmp_path, {"path": paths, "text": list(map(str, range(2400)))}, row_group=1200)
+    spoil(path, 0, "path")
+    samples = list(opened(path))
+    assert sum(bool(sample.problem) for sample in samples) == 1200
+    assert samples[1199].problem.startswith("a row group of the Parquet file cannot be read: ")
+    assert samples[1200].captions == ("1200",)
 
 
 def test_long_lines_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.errors import UserError
 from data_tools.sources.sample import Sample, Unusable
-from tests.data_tools.tabular import opened, parquet, touch
+from tests.data_tools.tabular import opened, parquet, spoil, touch
 
 
 def many(tmp_path: Path, count: int = 100, **more: list[Any]) -> Path:
@@ -65,15 +65,10 @@ def test_a_picture_column_of_numbers_is_one_line(tmp_path: Path) -> None:
 def test_listing_parquet_does_not_read_the_pictures(tmp_path: Path) -> None:
     path = many(tmp_path)
     source = opened(path)
-    with pytest.importorskip("pyarrow.parquet").ParquetFile(path) as file:
-        pictures = file.metadata.row_group(0).column(0)
-    data = bytearray(path.read_bytes())
-    start = pictures.dictionary_page_offset or pictures.data_page_offset
-    data[start : start + pictures.total_compressed_size] = b"\xff" * pictures.total_compressed_size
-    path.write_bytes(data)
+    spoil(path, 0, "image")
     samples = list(source)
     assert len(samples) == 100
-    with pytest.raises(Unusable, match="row 0"):
+    with pytest.raises(Unusable, match=r"^a row group of the Parquet file cannot be read: "):
         source.read(samples[0])
     assert source.read(samples[7]) == b"picture 7"
 
@@ -82,7 +77,9 @@ def test_a_parquet_file_that_is_damaged_inside_rejects_and_does_not_fall_over(tm
     source = opened(many(tmp_path))
     samples = list(source)
     os.truncate(tmp_path / "t.parquet", 500)
-    with pytest.raises(Unusable, match="row 40"):
+    with pytest.raises(
+        Unusable, match=r"^(a row group of the|not a) Parquet file (that can be|cannot be) read: "
+    ):
         source.read(samples[40])
 
 
@@ -91,3 +88,24 @@ def test_a_place_that_is_no_row_is_not_read(tmp_path: Path) -> None:
     for place in ("t.parquet:3", "t.parquet:-1", "3", "../t.parquet:0"):
         with pytest.raises(Unusable):
             source.read(Sample("k", (), place, -1, 0))
+
+
+@pytest.mark.parametrize("name", ["__key__", "key", "id", "image_id", "uid"])
+def test_whole_numbers_are_keys_too(tmp_path: Path, name: str) -> None:
+    assert [sample.key for sample in opened(many(tmp_path, 3, **{name: [7, None, 5]}))] == [
+        *("7", "row-00000001", "5")
+    ]
+
+
+def test_a_column_with_a_value_twice_is_no_key_and_the_next_one_is(tmp_path: Path) -> None:
+    twice = many(tmp_path, 3, id=["x", "y", "x"])
+    assert [sample.key for sample in opened(twice)] == ["row-00000000", "row-00000001", "row-00000002"]
+    both = many(tmp_path, 3, uid=[3, 4, 5], image_id=[1, 1, 2], id=[None, None, None], key=[0.1, 0.2, 0.3])
+    assert [sample.key for sample in opened(both)] == ["3", "4", "5"]
+
+
+def test_keys_stay_with_their_rows_when_one_is_taken_away(tmp_path: Path) -> None:
+    before = {sample.key: sample.captions for sample in opened(many(tmp_path, 3, id=[11, 12, 13]))}
+    path = parquet(tmp_path, {"image": [b"1", b"2"], "text": ["c1", "c2"], "id": [12, 13]})
+    after = {sample.key: sample.captions for sample in opened(path)}
+    assert after == {key: before[key] for key in ("12", "13")}

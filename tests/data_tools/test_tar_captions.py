@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import UserError
-from tests.data_tools.tars import listing, tar
+from tests.data_tools.tars import listing, opened, pictures, tar
 
 
 def caption(tmp_path: Path, *members: tuple[str, bytes], **options: object) -> tuple[tuple[str, ...], str]:
@@ -32,10 +32,37 @@ def test_named_columns_are_json_keys_or_members_each_caption_once(tmp_path: Path
 
 
 def test_a_mistyped_caption_column_is_one_line_that_names_the_keys(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^--caption-column: no 'captoin' in the JSON .*they have: caption, url$"
-    ):
+    said = (
+        r"^--caption-column: .*/c\.tar has no 'captoin'; it has the members \.jpg \.json and the JSON keys "
+    )
+    with pytest.raises(UserError, match=said + r"caption, url$"):
         caption(tmp_path, ("a.json", b'{"caption": "x", "url": "u"}'), caption_columns=("captoin",))
+
+
+def test_a_mistyped_caption_column_is_one_line_without_json_too(tmp_path: Path) -> None:
+    said = r"^--caption-column: .* has no 'captoin' or 'b'; it has the members \.jpg \.txt and no JSON$"
+    with pytest.raises(UserError, match=said):
+        caption(tmp_path, ("a.txt", b"x"), caption_columns=("captoin", "b"))
+
+
+def test_json_that_cannot_be_read_is_no_mistyped_column(tmp_path: Path) -> None:
+    assert caption(tmp_path, ("a.json", b"{"), caption_columns=("long",)) == ((), "json: no JSON")
+
+
+def test_a_caption_column_that_some_samples_lack_is_no_mistake(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [("a.jpg", b"x"), ("b.jpg", b"x"), ("b.Long", b"here")])
+    found = listing(path, caption_columns=("Long",))
+    assert (found["a"].captions, found["b"].captions) == ((), ("here",))
+
+
+def test_a_mistyped_caption_column_is_told_before_all_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_tools.sources.tar_captions.TYPO_SAMPLES", 2)
+    source = iter(opened(tar(tmp_path / "0.tar", pictures("a", "b", "c")), caption_columns=("captoin",)))
+    assert next(source).key == "a"
+    with pytest.raises(UserError, match="captoin"):
+        next(source)
 
 
 def test_lines_of_a_txt_may_be_captions_of_their_own(tmp_path: Path) -> None:

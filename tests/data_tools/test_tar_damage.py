@@ -45,10 +45,46 @@ def test_a_tar_cut_between_members_is_named(tmp_path: Path, length: int, keys: l
     assert problems(path) == {"0.tar": said}
 
 
-def test_a_tar_cut_in_its_end_mark_is_whole(tmp_path: Path) -> None:
+def test_a_tar_cut_in_its_end_mark_is_named_and_all_of_it_is_there(tmp_path: Path) -> None:
     path = damaged(tmp_path, whole(tmp_path)[: 3 * 2048 + 700])
     assert list(readable(path)) == ["a", "b", "c"]
+    assert problems(path) == {"0.tar": "tar: cut short inside its end mark, at byte 6844"}
+
+
+@pytest.mark.parametrize("record", [512, 1024, 10240, 32768, 65536])
+def test_the_end_mark_of_a_tar_fills_up_a_record(tmp_path: Path, record: int) -> None:
+    members = whole(tmp_path)[: 3 * 2048]
+    whole_records = -(-(len(members) + 1024) // record) * record
+    path = damaged(tmp_path, members.ljust(whole_records, b"\0"))
+    assert list(readable(path)) == ["a", "b", "c"]
     assert problems(path) == {}
+    damaged(tmp_path, path.read_bytes() * 3)  # keys that come again are none of the tar's faults
+    assert [sample.key for sample in opened(path)] == ["a", "b", "c"] * 3
+
+
+@pytest.mark.parametrize("zeros", [2560, 40 << 10, 1 << 20])
+def test_a_tar_whose_rest_is_zeros_is_named(tmp_path: Path, zeros: int) -> None:
+    path = damaged(tmp_path, whole(tmp_path)[:4096] + bytes(zeros))
+    assert list(readable(path)) == ["a", "b"]
+    assert problems(path) == {"0.tar": f"tar: {zeros} bytes of zeros at byte 4096 up to its end"}
+
+
+@pytest.mark.parametrize("zeros", [512, 2560, 40 << 10, 1 << 20])
+def test_a_hole_of_zeros_in_a_tar_is_named_and_what_follows_is_read(tmp_path: Path, zeros: int) -> None:
+    data = whole(tmp_path)
+    path = damaged(tmp_path, data[:2048] + bytes(zeros) + data[4096:6144] + bytes(1024))
+    assert readable(path) == {"a": b"picture a", "c": b"picture c"}
+    assert problems(path) == {"0.tar": f"tar: {zeros} bytes of zeros at byte 2048"}
+
+
+def test_a_hole_that_begins_and_ends_inside_pictures_is_named(tmp_path: Path) -> None:
+    large = [(f"{key}.jpg", key.encode() * 3000) for key in "abcdef"]
+    data = bytearray(tar(tmp_path / "large.tar", large).read_bytes())
+    data[5000:13000] = bytes(8000)  # out of the second picture into the fourth
+    path = damaged(tmp_path, bytes(data))
+    found = readable(path)
+    assert [key for key, picture in found.items() if picture == key.encode() * 3000] == ["a", "e", "f"]
+    assert problems(path)["0.tar"].startswith("tar: 5632 bytes of zeros at byte 7168")
 
 
 def test_a_damaged_header_loses_one_member_and_the_tar_is_named(tmp_path: Path) -> None:

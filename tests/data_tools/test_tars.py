@@ -45,14 +45,22 @@ def test_every_format_of_tar_with_long_names(tmp_path: Path, kind: int) -> None:
     assert readable(path) == {key: b"p", "b": b"g"}
 
 
-def test_folders_in_the_tar_and_names_without_a_key_are_no_samples(tmp_path: Path) -> None:
+def test_folders_in_the_tar_and_what_macos_adds_are_no_samples(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as out:
         folder = tarfile.TarInfo("sub.jpg")
         folder.type = tarfile.DIRTYPE
         out.addfile(folder)
-        for name in ("sub.jpg/._a.jpg", "README", "sub.jpg/a.jpg"):
+        for name in ("sub.jpg/._a.jpg", ".DS_Store", "sub/._a.jpg", "__meta__/x.jpg", "sub.jpg/a.jpg"):
             out.addfile(tarfile.TarInfo(name))
     assert list(listing(tmp_path / "0.tar")) == ["sub.jpg/a"]
+
+
+def test_members_whose_names_make_no_sample_are_counted_by_the_tar(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [("a.jpg", b"1"), ("no\nending", b"2"), ("s/.jpg", b"3")])
+    said = r"members without a name like KEY.ENDING: 2, the first 'no\nending'"
+    assert problems(path) == {"0.tar": f"tar: {said}"}
+    path.write_bytes(path.read_bytes()[:3072])
+    assert problems(path)["0.tar"] == f"tar: cut short: there is no end mark; {said}"
 
 
 def test_braces_name_tars_and_places_are_relative_to_them(tmp_path: Path) -> None:
