@@ -1,11 +1,11 @@
 """`data-tools gc`: what no plan, declaration or commit record names, and nothing has written to for a while.
 
 Removed are attempts that were never committed (or whose commit record a repair has withdrawn), `.tmp-` files
-of killed writers, sample tables of no plan, generations that two newer ones cover, and the objects of
-identities that a column neither has nor is being redone to. What a commit record of a declared column, or of
-a redo that is under way, or one of its two newest generations names is never touched, nor is anything that
-has no place in the format. An unreadable plan, declaration, commit record or generation stops it before
-anything is removed.
+of killed writers, sample tables of no plan, generations that two newer ones cover, records of touched files
+but the newest, and the objects of identities that a column neither has nor is being redone to. What a commit
+record of a declared column, or of a redo that is under way, or one of its two newest generations names is
+never touched, nor is anything that has no place in the format. An unreadable plan, declaration, commit record
+or generation stops it before anything is removed.
 
 The age of an identity that was replaced counts from the moment of that: a trainer may still read it. Sample
 tables are as old as the youngest that no plan names: one plan may be days in the making. Ages are by this
@@ -29,7 +29,7 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
-from data_tools.cache import redo
+from data_tools.cache import redo, touched
 from data_tools.cache.fields import Column
 from data_tools.cache.generation import NUMBER, load
 from data_tools.cache.manifest import NULL_PART, PROMPTS, SEAL, Cache, column_folder, dump
@@ -47,7 +47,7 @@ ORPHAN = "attempt that no commit record names"
 REPLACED = "another identity than the declared one"
 UNPLANNED = "sample table of no plan"
 UNFINISHED = "left by a killed writer"
-COVERED = "generation that newer ones cover"
+COVERED = "generation or record of touched files that newer ones cover"
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def find(cache: Cache, objects: Iterable[Listed]) -> Iterator[Garbage]:
     groups: dict[str, dict[str, list[Listed]]] = {}
     reasons: dict[str, str] = {}
     generations: dict[str, list[Listed]] = {identity: [] for identity in named.attempts}
+    records: dict[str, list[Listed]] = {}
     declared: dict[str, float] = {}
     last_table = 0.0
     for item in tqdm(objects, unit=" objects", desc="list", delay=1, leave=False):
@@ -133,6 +134,8 @@ def find(cache: Cache, objects: Iterable[Listed]) -> Iterator[Garbage]:
         identity, _, kind = folder.rpartition("/")
         if kind == "generations" and identity in generations and NUMBER.fullmatch(last):
             generations[identity].append(item)
+        elif folder == touched.FOLDER and (record := touched.NAME.fullmatch(last)):
+            records.setdefault(record[1], []).append(item)
         elif last == "column.json" and identity == "columns":
             declared[folder] = item.modified
         elif (place := named.place(item.name)) is not None:
@@ -140,8 +143,10 @@ def find(cache: Cache, objects: Iterable[Listed]) -> Iterator[Garbage]:
             if place.why == UNPLANNED:
                 last_table = max(last_table, item.modified)
             groups.setdefault(place.group, {}).setdefault(place.top, []).append(item)
-    for of_one in generations.values():
-        for item in sorted(of_one, key=lambda item: _number(item.name))[:-KEPT_GENERATIONS]:
+    numbered = [(of_one, KEPT_GENERATIONS) for of_one in generations.values()]
+    numbered += [(of_one, 1) for of_one in records.values()]
+    for of_one, kept in numbered:
+        for item in sorted(of_one, key=lambda item: _number(item.name))[:-kept]:
             yield Garbage((item.name,), COVERED, (item,), item.modified)
     for group, tops in groups.items():
         items = tuple(item for found in tops.values() for item in found)
@@ -234,7 +239,7 @@ def _temporary(name: str) -> Place | None:
     """A file that a writer has not finished, where writers have any."""
     parts = name.split("/")
     depth = next((depth for depth, part in enumerate(parts) if part.startswith(TEMPORARY)), None)
-    deepest = {"columns": len(parts), "plans": 1, "samples": 1}.get(parts[0], 0)
+    deepest = {"columns": len(parts), "plans": 1, "samples": 1, touched.FOLDER: 1}.get(parts[0], 0)
     if depth is None or depth > deepest:
         return None
     top = "/".join(parts[: depth + 1])
@@ -276,5 +281,5 @@ def _remove(store: Store, names: list[str]) -> None:
 
 
 def _number(name: str) -> int:
-    """Of a generation."""
-    return int(name.rpartition("/")[2].removesuffix(".npz"))
+    """Of a generation, or of a record of touched files."""
+    return int(re.findall(r"\d+", name)[-1])

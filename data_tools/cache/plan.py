@@ -6,12 +6,13 @@ parts. Parts that are there are never touched. `data_tools.cache.listing` finds 
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import xxhash
 from tqdm import tqdm
 
-from data_tools.cache.changes import FRESH
+from data_tools.cache import touched
+from data_tools.cache.changes import FRESH, LOST
 from data_tools.cache.listing import Listing, chunks, compare, line, readers, with_hash
 from data_tools.cache.manifest import HEADER, Cache, Part, dump, plan_name, sealed
 from data_tools.cache.store import Store
@@ -49,7 +50,7 @@ def refuse_shrinking(store: Store, listing: Listing, *, allowed: bool) -> None:
         return
     counts, examples = listing.changes.counts, listing.changes.examples
     removed = counts["removed"]
-    example = next(keys[0] for kind, keys in examples.items() if kind not in ("kept", "new", "captions"))
+    example = next(keys[0] for kind, keys in examples.items() if kind in LOST)
     raise UserError(
         f"--data: lacks {lost} of the {live} pictures of {store.url} ({removed} removed, {lost - removed} "
         f"changed; for example {example}); give --allow-shrink to retire them, or a new --cache"
@@ -59,8 +60,12 @@ def refuse_shrinking(store: Store, listing: Listing, *, allowed: bool) -> None:
 def write_plan(store: Store, listing: Listing) -> list[Part] | None:
     """Write the plan that follows from a listing; the one that is there if nothing has changed.
 
-    None if another process has written another plan meanwhile: compare again.
+    What was touched or moved and is the same is noted beside it (`data_tools.cache.touched`). None if another
+    process has written another plan meanwhile: compare again.
     """
+    for part, number, seen in listing.touched(Cache(store)):
+        with suppress(OSError):  # of a cache that is only read, say: it is a matter of time only
+            touched.write(store, part.name, number, seen)
     if listing.plan is not None and not listing.changes:
         return list(listing.plan.parts)
     parts, number = listing.parts, listing.next_part

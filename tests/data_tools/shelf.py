@@ -16,6 +16,9 @@ class Picture:
     mtime_ns: int = 1
     problem: str = ""
     place: str = ""
+    unlisted: str = ""
+    fails: bool = False
+    "It is listed but cannot be read."
 
 
 class Shelf:
@@ -31,12 +34,13 @@ class Shelf:
     def __iter__(self):
         for key, p in self.pictures.items():
             size = -1 if p.data is None else len(p.data)
-            yield Sample(key, p.captions, p.place or f"{key}.png", size, p.mtime_ns, problem=p.problem)
+            place, more = p.place or f"{key}.png", {"problem": p.problem, "unlisted": p.unlisted}
+            yield Sample(key, p.captions, place, size, p.mtime_ns, **more)
 
     def read(self, sample: Sample) -> bytes:
         self.was_read.append(sample.key)
         data = self.pictures[sample.key].data
-        if data is None:
+        if data is None or self.pictures[sample.key].fails:
             raise Unusable("no such file")
         return data
 

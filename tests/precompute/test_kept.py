@@ -36,7 +36,7 @@ def test_a_tar_that_is_away_for_a_run_keeps_its_samples(
     precompute(tars, root, pocket, *FP32, *two)
     (tars.parent / "1.tar").rename(tmp_path / "1.tar")
     encoded.clear()
-    note = "could not be looked at: 1.tar (2); 2 samples there stay as they were"
+    note = "could not be looked at: 1.tar (2); samples kept as they were: 2"
     assert note in precompute(tars, root, pocket, *FP32, *two, "--dry-run").splitlines()
     printed = precompute(tars, root, pocket, *FP32, *two).splitlines()
     assert printed[0] == note

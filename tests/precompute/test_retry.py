@@ -10,7 +10,7 @@ from data_tools.cache.rejects import rejected
 from data_tools.cache.store import LocalStore
 from precompute.encoders import TextEncoder
 from tests.precompute.command import files, precompute
-from tests.precompute.edits import FP32, assert_as_fresh, copy, data, encoded, recaption, snapshot
+from tests.precompute.edits import FP32, assert_as_fresh, copy, data, encoded, recaption, remove, snapshot
 
 __all__ = ["copy", "data", "encoded"]  # fixtures
 STAY = "samples stay rejected until their files change; --retry-rejects tries them again"
@@ -111,3 +111,12 @@ def test_without_a_cache_or_rejects_the_flag_changes_nothing(
     printed = precompute(data, root, pocket, *FP32, *two)
     assert printed.startswith("nothing to do")
     assert files(root) == before
+
+
+def test_rejects_of_a_part_that_is_gone_are_none(choosy: Path, data: Path, pocket: Path) -> None:
+    remove(data, *range(7))
+    precompute(data, choosy, pocket, *FP32)
+    cache = Cache(LocalStore(choosy))
+    for untried in (False, True):
+        found = rejected(cache, [cache.column("image")], untried=untried)
+        assert {part for part, _ in found} == {"part-00001", "part-00002", "part-00003"}
