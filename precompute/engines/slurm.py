@@ -131,7 +131,8 @@ def task_arguments(given: Sequence[str], *, device: str, precision: str) -> list
     A node without a GPU may submit for nodes that have one, so these two never follow the machine.
     """
     flag = {dtype: name for name, dtype in PRECISION.items()}[precision]
-    return [*given, "--engine", "local", "--device", device, "--precision", flag]
+    kept = [each for each in given if each != "--retry-rejects"]  # is in the plan by now
+    return [*kept, "--engine", "local", "--device", device, "--precision", flag]
 
 
 def log_folder(cache: str) -> Path:
