@@ -43,7 +43,7 @@ format: install  ## let ruff rewrite the files
 	ruff format .
 
 test: install  ## all tests that need neither a GPU nor minutes
-	pytest -m 'not gpu and not slow and not faults and not ray and not slurm'
+	pytest --numprocesses auto --dist worksteal -m 'not gpu and not slow and not faults and not ray and not slurm'
 
 test-ray: install  ## a pool of Ray actors, on simulated clusters that lose actors and nodes
 	pip install --quiet --constraint constraints.txt --editable '.[ray]'

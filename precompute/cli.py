@@ -67,7 +67,7 @@ def precompute(dry_run: bool, status: bool, as_json: bool, **given: Any) -> None
         click.echo(_status(given["cache"], as_json=as_json))
         return
     if not given["data"]:
-        raise UserError("--data: missing; wanted pictures: a folder, tars, a table or hf:NAME")
+        raise UserError("--data: missing; see --help")
     count, tolerance = given.pop("audit"), given.pop("tolerance")
     of_slurm = {name: given.pop(name) for name in list(given) if name.startswith("slurm_")}
     options = _resolved(_wanted(given.pop("columns"), given.pop("resolution")), given)
