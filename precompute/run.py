@@ -92,7 +92,8 @@ def _compare(stack: ExitStack, worker: Worker, *, dry_run: bool = False) -> List
     listing = stack.enter_context(closing(found))
     if "text" in options.columns and not listing.captioned:
         raise UserError(
-            f"--data: {', '.join(options.data)}: none of {listing.samples} pictures has a caption; "
+            f"--data: {', '.join(options.data)}: none of {listing.samples} pictures has a caption"
+            f"{listing.caption_problem and f' ({listing.caption_problem})'}; "
             "for a decoder alone give --columns image,latents@PX"
         )
     if not dry_run:

@@ -56,6 +56,8 @@ class Listing:
     captions: int = 0
     captioned: int = 0
     "Samples with a caption."
+    caption_problem: str = ""
+    "The first."
     marks: list[NDArray[np.uint8]] = field(default_factory=list)
     "Of each part of the plan: a mark for each position (`changes`)."
     has_moved: bool = False
@@ -164,6 +166,7 @@ class Listing:
         self.samples += 1
         self.captions += len(listed.captions)
         self.captioned += bool(listed.captions)
+        self.caption_problem = self.caption_problem or listed.caption_problem
 
     def _keep(self, known: Known, key: str, seen: Seen) -> None:
         self.changes.add(changes.KEPT, key)
