@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from train.task import Task
 
 SUBFOLDERS = ("unet", "scheduler")
+LORA_TARGETS = "to_q,to_k,to_v,to_out.0,add_k_proj,add_v_proj"
+"With the projections of the image embedding, which the reference's LoRA left untrained."
 
 
 @click.command(name="train-decoder", context_settings=console.CONTEXT)
@@ -41,7 +43,7 @@ SUBFOLDERS = ("unet", "scheduler")
     metavar="PX",
     help="Which latents to train on.  [default: the cache's, if it has one resolution only]",
 )
-@shared_options(output_dir="kandi_2_2-decoder-finetuned")
+@shared_options(output_dir="kandi_2_2-decoder-finetuned", lora_targets=LORA_TARGETS)
 def train_decoder(
     decoder_model: str | None, prior_model: str | None, resolution: int | None, **options: Any
 ) -> None:
@@ -116,16 +118,22 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
     from train.diffusion import from_scheduler_config
     from train.export import export_pipeline, model_card
     from train.load import load_model
+    from train.lora import export_lora, lora_settings, make_adapter
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
+    lora = lora_settings(options, LORA_TARGETS)
     unet = load_model(UNet2DConditionModel, base.folder / "unet", base.flag)
+    adapter = make_adapter(unet, lora, seed=options.seed)
     schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
     def make_loss(device: torch.device) -> Loss:
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
     card = model_card("Kandinsky 2.2 decoder", base.name, prior=prior)
+    export = partial(export_pipeline, options.output_dir, base, "unet", unet, card)
+    if adapter is not None:
+        export = partial(export_lora, options.output_dir, base, "unet", adapter, card)
     return Task(
         name="unet",
         base=base,
@@ -136,7 +144,8 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
-        export=partial(export_pipeline, options.output_dir, base, "unet", unet, card),
+        export=export,
+        adapter=adapter,
     )
 
 

@@ -36,6 +36,30 @@ def _output_dir(default: str) -> Callable[..., Any]:
     )
 
 
+def _lora_targets(default: str) -> Callable[..., Any]:
+    return click.option(
+        "--lora-targets",
+        metavar="NAMES",
+        help=f"Layers with a LoRA: ends of their names, separated by commas.  [default: {default}]",
+    )
+
+
+_LORA = [
+    click.option(
+        "--lora-rank",
+        "--rank",
+        type=_POSITIVE,
+        metavar="RANK",
+        help="Train a LoRA of this rank, needs the extra 'lora'.  [default: train all weights]",
+    ),
+    click.option(
+        "--lora-alpha",
+        type=_POSITIVE,
+        metavar="ALPHA",
+        help="The LoRA is scaled by ALPHA / RANK.  [default: the rank]",
+    ),
+    click.option("--lora-dropout", type=_SHARE, default=0.0, show_default=True, metavar="P"),
+]
 _OPTIONS = [
     click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True),
     # Optimization.
@@ -66,6 +90,14 @@ _OPTIONS = [
         type=click.FloatRange(min=0, min_open=True),
         metavar="GAMMA",
         help="Min-SNR loss weights (Hang et al. 2023); 5.0 is the paper's.",
+    ),
+    click.option(
+        "--timestep-sampling",
+        type=click.Choice(["uniform", "stratified", "logit-normal"]),
+        default="uniform",
+        show_default=True,
+        help="stratified: evenly over the schedule in each step, each still uniform; logit-normal: the "
+        "middle of the schedule more often, which is another objective; uniform is the reference.",
     ),
     click.option(
         "--cond-dropout",
@@ -147,11 +179,14 @@ _OPTIONS = [
 ]
 
 
-def shared_options(*, output_dir: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: the flags of `TrainOptions`, in the order above; `output_dir` is that flag's default."""
+def shared_options(
+    *, output_dir: str, lora_targets: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the flags of `TrainOptions`, in the order above; the arguments are those flags' defaults."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed([_CACHE, _output_dir(output_dir), *_OPTIONS]):
+        lora = [*_LORA, _lora_targets(lora_targets)]
+        for option in reversed([_CACHE, _output_dir(output_dir), *lora, *_OPTIONS]):
             command = option(command)
         return command
 

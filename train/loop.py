@@ -24,6 +24,7 @@ from data_tools.errors import UserError
 from train import checkpoint
 from train.batches import Batch, Slice, TrainingBatches, null_conditions
 from train.draws import draw
+from train.lora import seed_dropout
 from train.meter import Meter, require_finite
 from train.metrics import MetricsFile, draw_losses
 from train.optimizer import make_optimizer
@@ -137,10 +138,13 @@ class Run:
         self.accelerator, self.total_steps = accelerator, total_steps
         if options.gradient_checkpointing:
             task.enable_gradient_checkpointing()
+        if task.adapter:
+            task.adapter.freeze_in(accelerator.mixed_precision)
         task.module.to(accelerator.device).train()
         optimizer, parameters = make_optimizer(task.module, options)
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
-        self.training = checkpoint.Training(task.name, task.model, optimizer, parameters, accelerator.scaler)
+        saved = task.adapter or task.model
+        self.training = checkpoint.Training(task.name, saved, optimizer, parameters, accelerator.scaler)
         self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
 
@@ -204,6 +208,8 @@ class Run:
     def _step(self, step: int, stream: Generator[tuple[Batch, Tensor], None, None], meter: Meter) -> None:
         """One optimizer step; nothing in it waits for the device."""
         options, task, accelerator = self.options, self.task, self.accelerator
+        if options.lora_dropout:
+            seed_dropout(options.seed, step, accelerator.process_index)
         for _ in range(options.gradient_accumulation_steps):
             batch, positions = next(stream)
             draws = draw(
@@ -213,6 +219,9 @@ class Run:
                 shape=tuple(batch[task.noised].shape[1:]),
                 num_train_timesteps=task.num_train_timesteps,
                 cond_dropout=options.cond_dropout,
+                num_draws=options.noise_draws,
+                timestep_sampling=options.timestep_sampling,
+                global_batch_size=options.global_batch_size(accelerator.num_processes),
             )
             with accelerator.accumulate(self.module):
                 losses = self.loss(self.module, batch, self.null, draws)  # (B,)

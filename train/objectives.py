@@ -3,8 +3,11 @@
 Pure functions; all that is random is an argument. `batch` holds the cached columns of a micro-batch, `null`
 the cached null conditions; both are on the model's device, in any floating dtype. Names are diffusers' own.
 
-Legend: B samples, N text rows (the caller trims them to the batch's longest), M rows of the null text (2 for
-CLIP: start and end), D embedding width, C latent channels, h, w latent height and width.
+The prior takes several draws of noise and timestep for each sample (`Draws`), the decoder one: all of the
+UNet's work depends on them, so more of them would cost as much as more samples.
+
+Legend: B samples, K draws of each, N text rows (the caller trims them to the batch's longest), M rows of the
+null text (2 for CLIP: start and end), D embedding width, C latent channels, h, w latent height and width.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,22 +34,26 @@ def prior_loss(
     clip_std: Tensor,
     snr_gamma: float | None,
 ) -> Tensor:
-    """Loss of each sample for the text-to-image-embedding prior. Returns (B,) float32.
+    """Loss of each sample for the text-to-image-embedding prior, the mean over its draws. (B,) float32.
 
     batch      image_embeds (B, D) raw, prompt_embeds (B, D), text_encoder_hidden_states (B, N, D) padded on
                the right with anything finite, n_tokens (B,) int64 valid rows
     null       prompt_embeds (D,), text_encoder_hidden_states (M, D): the empty prompt
-    draws      noise (B, D)
+    draws      noise (B · K, D); the condition is dropped for all draws of a sample or for none of them, since
+               they share what the model makes of it
     clip_mean, clip_std   (1, D), the prior's own; the embedding is normalised by them in float32
     snr_gamma  Min-SNR gamma, or None for equal weights
 
     `model(noisy, timesteps, prompt_embeds, hidden, n_tokens)` is `CausalPrior.forward`.
     """
     x0 = (batch["image_embeds"].float() - clip_mean.float()) / clip_std.float()  # (B, D)
-    noisy = schedule.add_noise(x0, draws.noise, draws.timesteps)  # (B, D)
+    num_samples = x0.shape[0]
+    x0 = x0.repeat_interleave(draws.noise.shape[0] // num_samples, dim=0)  # (B · K, D)
+    noisy = schedule.add_noise(x0, draws.noise, draws.timesteps)  # (B · K, D)
     prompt_embeds, hidden, n_tokens = _drop_text(batch, null, draws.drop)
-    prediction = model(noisy, draws.timesteps, prompt_embeds, hidden, n_tokens)  # (B, D)
-    return _weighted_loss(prediction, x0, draws, schedule, snr_gamma)
+    prediction = model(noisy, draws.timesteps, prompt_embeds, hidden, n_tokens)  # (B · K, D)
+    losses = _weighted_loss(prediction, x0, draws, schedule, snr_gamma)  # (B · K,)
+    return losses.view(num_samples, -1).mean(dim=1)
 
 
 def decoder_loss(

@@ -38,6 +38,13 @@ class TrainOptions:
     cond_dropout: float
     "Probability that a sample's condition is replaced by the null condition."
     max_grad_norm: float
+    lora_rank: int | None
+    "None: all weights are trained."
+    lora_alpha: int | None
+    "The LoRA is scaled by alpha / rank; None: the rank."
+    lora_dropout: float
+    lora_targets: str | None
+    "Ends of layers' names, separated by commas; None: the trainer's own."
     adam_beta1: float
     adam_beta2: float
     adam_weight_decay: float
@@ -75,10 +82,16 @@ class TrainOptions:
     "Check each record's crc32c whenever it is read, not only the first time."
     group_by_length: bool = False
     "Batches of captions of like length."
+    timestep_sampling: Literal["uniform", "stratified", "logit-normal"] = "uniform"
+    noise_draws: int = 1
+    "Of (timestep, noise) for each sample and step."
 
     def __post_init__(self) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise UserError(f"--output-dir: {self.output_dir} is a file, wanted a folder")
+        for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+            if self.lora_rank is None and getattr(self, name):
+                raise UserError(f"--{name.replace('_', '-')}: given without --lora-rank, which it belongs to")
         for given in self.places:
             folder = local_folder(given.place)
             if folder is not None and self.output_dir.resolve() == folder.resolve():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from train.task import Task
 
 SUBFOLDERS = ("prior", "scheduler")
+LORA_TARGETS = "to_q,to_k,to_v,to_out.0"
 
 
 @click.command(name="train-prior", context_settings=console.CONTEXT)
@@ -35,7 +36,15 @@ SUBFOLDERS = ("prior", "scheduler")
     show_default=True,
     help="Batches of captions of like length: less padding, each sample still once an epoch.",
 )
-@shared_options(output_dir="kandi_2_2-prior-finetuned")
+@click.option(
+    "--noise-draws",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="K",
+    help="Noises and timesteps of a sample in a step, at one reading of its caption; 1 is the reference.",
+)
+@shared_options(output_dir="kandi_2_2-prior-finetuned", lora_targets=LORA_TARGETS)
 def train_prior(prior_model: str | None, **options: Any) -> None:
     """Fine-tune the Kandinsky 2.2 prior from a cache.
 
@@ -89,11 +98,14 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
     from train.diffusion import from_scheduler_config
     from train.export import export_pipeline, model_card
     from train.load import load_model
+    from train.lora import export_lora, lora_settings, make_adapter
     from train.objectives import prior_loss
     from train.prior_model import CausalPrior
     from train.task import Loss, Task
 
+    lora = lora_settings(options, LORA_TARGETS)
     prior = load_model(PriorTransformer, base.folder / "prior", base.flag)
+    adapter = make_adapter(prior, lora, seed=options.seed)
     module = CausalPrior(prior)
     schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
@@ -107,6 +119,9 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
         )
 
     card = model_card("Kandinsky 2.2 prior", base.name, prior=None)
+    export = partial(export_pipeline, options.output_dir, base, "prior", prior, card)
+    if adapter is not None:
+        export = partial(export_lora, options.output_dir, base, "prior", adapter, card)
     return Task(
         name="prior",
         base=base,
@@ -117,7 +132,8 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=module.enable_gradient_checkpointing,
-        export=partial(export_pipeline, options.output_dir, base, "prior", prior, card),
+        export=export,
+        adapter=adapter,
     )
 
 

@@ -11,6 +11,7 @@ import click
 from data_tools.cache.identity import digest
 from data_tools.cache.mixture import Mixture, Reader
 from data_tools.errors import UserError
+from train.lora import lora_record
 from train.options import TrainOptions
 from train.task import Task
 from train.writing import writing
@@ -18,8 +19,17 @@ from train.writing import writing
 LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
 MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run", "preload", "prefetch_mib", "paranoid"}
 "Options that may differ between a run and its continuation without a word."
-FIXED = {"order": "--order", "tail": "--tail", "group_by_length": "--group-by-length", "weights": "--cache"}
-"What decides which samples a batch holds → its flag: a continuation has the same."
+FIXED = {
+    "order": "--order",
+    "tail": "--tail",
+    "group_by_length": "--group-by-length",
+    "weights": "--cache",
+    "noise_draws": "--noise-draws",
+    "timestep_sampling": "--timestep-sampling",
+}
+"What decides which samples a batch holds, and how they are drawn → its flag: a continuation has the same."
+BEFORE = {"noise_draws": 1, "timestep_sampling": "uniform"}
+"What runs did that began before there was the option."
 COMMANDS = {"prior": "train-prior", "unet": "train-decoder"}
 "What a run's `trains` says → who trains it."
 DERIVED = ("global_batch_size", "total_steps", "train_samples")
@@ -34,6 +44,7 @@ def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict
         "trains": task.name,
         "base_model": task.base.name,
         "base_identity": task.base.identity,
+        "lora": lora_record(task.adapter),
         "options": given,
         **resolved,
         "cache": {
@@ -43,7 +54,7 @@ def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict
             "identities": {name: digest(identity) for name, identity in columns.items()},
         },
         "ordering": _ordering(reader, options),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in (*LIBRARIES, *(["peft"] if task.adapter else []))},
     }
 
 
@@ -78,8 +89,33 @@ def check_continuation(record: dict[str, Any], resume: Path, flag: str) -> None:
                 f"--cache: column {name} of {_caches(record)} is {new[:12]}, but {resume} was "
                 f"trained on {old[:12]} of {_caches(before)}; give that, or another --output-dir"
             )
+    _check_lora(before, record, resume)
     _check_ordering(before, record, resume)
     _check_samples(before, record, resume)
+
+
+def _check_lora(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
+    """Raises `UserError` unless the same weights are trained: all, or a LoRA of the same shape and scale."""
+    if not before:
+        return
+    old, new = before.get("lora"), record["lora"]
+    if old is None and new is not None:
+        raise UserError(
+            f"--lora-rank: {new['rank']}, but {resume} is of a run that trains all weights; leave it out, or "
+            "give another --output-dir"
+        )
+    if old is not None and new is None:
+        raise UserError(
+            f"--lora-rank: missing, but {resume} holds a LoRA of rank {old['rank']}; give that, or another "
+            "--output-dir"
+        )
+    for name in ("rank", "alpha", "targets"):
+        if old is not None and old[name] != new[name]:
+            found, wanted = (", ".join(v) if isinstance(v, list) else v for v in (new[name], old[name]))
+            raise UserError(
+                f"--lora-{name}: {found}, but {resume} was trained with {wanted}; give that, or another "
+                "--output-dir"
+            )
 
 
 def _check_samples(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
@@ -101,7 +137,8 @@ def _held(record: dict[str, Any]) -> str:
 
 def _check_ordering(before: dict[str, Any], record: dict[str, Any], resume: Path) -> None:
     """Raises `UserError` for what would give the steps to come other samples than the run would have had."""
-    old, new = before.get("ordering", {}), record["ordering"]
+    new = record["ordering"]
+    old = {**BEFORE, **before["ordering"]} if "ordering" in before else {}
     for name, flag in FIXED.items():
         if name in old and old[name] != new[name]:
             found, wanted = _said(name, new[name], record), _said(name, old[name], before)
@@ -116,6 +153,8 @@ def _ordering(reader: Reader, options: TrainOptions) -> dict[str, Any]:
         "order": options.order_kind,
         "tail": options.tail,
         "group_by_length": options.group_by_length,
+        "noise_draws": options.noise_draws,
+        "timestep_sampling": options.timestep_sampling,
         "weights": weights or ["none"] * len(options.places),
     }
 

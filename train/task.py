@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from train.batches import Batch
 from train.draws import Draws
 from train.export import Base
+from train.lora import Adapter
 
 Loss = Callable[[nn.Module, Batch, Batch, Draws], Tensor]
 "(module, batch, null conditions, draws) → one value a sample, (B,) float32."
@@ -34,3 +35,5 @@ class Task:
     "Write the finished pipeline into the output folder."
     base: Base
     "The pipeline that training starts from."
+    adapter: Adapter | None = None
+    "The LoRA on `model`, if that alone is trained and saved."

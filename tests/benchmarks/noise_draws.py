@@ -1,4 +1,4 @@
-"""A part of `make bench-train-prior`: what several draws of (timestep, noise) for each caption cost and bring.
+"""Part of `make bench-train-prior`: what several draws of (timestep, noise) for each caption cost and bring.
 
     python -m tests.benchmarks.noise_draws [--steps N] [--batches N] [--folder DIR]
 
@@ -10,21 +10,19 @@ On the CPU: a small prior is trained a little on the demo pictures, from a cache
     split       the same with one draw: from which captions are in the batch (and which of them are dropped),
                 and from (t, noise), by an analysis of variance of several draws for the same batch
     cost        seconds of draws, forward and backward pass
-    product     variance times cost, as a share of the reference's (one uniform draw): how much longer than
-                this the reference must compute for a gradient as exact
+    product     variance times cost, relative to the reference (one uniform draw): the time that a gradient
+                as exact as the reference's takes
 """
 
 import json
-import os
-import shutil
+import math
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
 import click
 import torch
@@ -54,7 +52,11 @@ WANTED_RATE = 2.5
 "Times the draws/s of one draw, for four."
 FIRST_MEASURED = 1 << 20
 "Steps of which no draws were trained on."
-COLUMNS = ("timesteps", "draws", "variance", "of 1", "s/step", "of 1", "draws/s", "of 1", "product")
+HEADS = ("timesteps", "draws", "variance", "relative", "s/step", "cost", "draws/s", "variance × cost")
+
+Side = tuple[TimestepSampling, int]
+"Timestep sampling, and draws a sample."
+REFERENCE: Side = ("uniform", 1)
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,20 @@ class Bench:
             global_batch_size=BATCH_SIZE,
         )
 
-    def backward(self, batch: Batch, draws: Draws) -> float:
-        """Puts the gradients of a step where an optimizer finds them. Returns the loss."""
+    def backward(self, batch: Batch, draws: Draws) -> Tensor:
+        """A step's loss, a number; the gradients lie where an optimizer finds them."""
         self.module.zero_grad(set_to_none=True)
         loss = self.loss(self.module, batch, self.null, draws).mean()
         loss.backward()
-        return float(loss)
+        return loss.detach()
 
-    def gradient(self, batch: Batch, draws: Draws) -> Tensor:
-        """All parameters' in one row, float64: (P,)."""
-        self.backward(batch, draws)
-        return torch.cat([p.grad.flatten() for p in self.module.parameters() if p.grad is not None]).double()
+    def gradient(self) -> Tensor:
+        """All parameters' in one row: (P,)."""
+        return torch.cat([p.grad.flatten() for p in self.module.parameters() if p.grad is not None])
+
+    def steps(self, first: int, count: int) -> Iterator[tuple[int, Batch]]:
+        for step in range(first, first + count):
+            yield step, self.batches.read(step, 0)
 
 
 def _small_prior(pocket: PriorTransformer) -> PriorTransformer:
@@ -125,18 +130,31 @@ def _small_prior(pocket: PriorTransformer) -> PriorTransformer:
     return prior.train()
 
 
+@dataclass(frozen=True)
+class Measured:
+    variance: float
+    "Of a step's gradient."
+    error: float
+    "Its standard error, as a share of it."
+    seconds: float
+    "Of a step, median."
+    cost: float
+    "Seconds against those of the reference on the same batch, median."
+
+
 @dataclass
 class Spread:
     """Running mean and variance of gradients."""
 
     count: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: list[float] = field(default_factory=list)
+    "Of each gradient, mean over the parameters."
 
     def add(self, gradient: Tensor) -> None:
         self.count += 1
         self.total = self.total + gradient
-        self.squares = self.squares + gradient.square()
+        self.squares.append(float(gradient.square().mean()))
 
     @property
     def mean(self) -> Tensor:
@@ -145,15 +163,21 @@ class Spread:
     @property
     def variance(self) -> float:
         """Of one gradient, mean over the parameters."""
-        return float((self.squares - self.count * self.mean.square()).mean()) / (self.count - 1)
+        mean_square = float(self.mean.square().mean())
+        return (sum(self.squares) - self.count * mean_square) / (self.count - 1)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the variance, as a share of it."""
+        return stdev(self.squares) / math.sqrt(self.count) / mean(self.squares)
 
 
-def train(bench: Bench, steps: int) -> list[float]:
-    """One uniform draw each, as the reference. Returns the losses."""
+def train(bench: Bench, count: int) -> list[float]:
+    """Steps of one uniform draw, as the reference has them. Returns the losses."""
     optimizer = torch.optim.AdamW(bench.module.parameters(), lr=3e-4, weight_decay=0.0)
     losses = []
-    for step, batch in _batches(bench, 0, steps):
-        losses.append(bench.backward(batch, bench.draws(step, 1)))
+    for step, batch in bench.steps(0, count):
+        losses.append(float(bench.backward(batch, bench.draws(step, 1))))
         optimizer.step()
     return losses
 
@@ -161,29 +185,91 @@ def train(bench: Bench, steps: int) -> list[float]:
 def split(bench: Bench, count: int) -> tuple[float, float]:
     """Variance of a step with one uniform draw that comes from the captions, and from (t, noise)."""
     means, within = Spread(), 0.0
-    for step, batch in _batches(bench, FIRST_MEASURED, count):
+    for step, batch in bench.steps(FIRST_MEASURED, count):
         several = bench.draws(step, REPEATS)
         spread = Spread()
         for k in range(REPEATS):
             chosen = Draws(several.noise[k::REPEATS], several.timesteps[k::REPEATS], several.drop)
-            spread.add(bench.gradient(batch, chosen))
+            bench.backward(batch, chosen)
+            spread.add(bench.gradient())
         within += spread.variance / count
         means.add(spread.mean)
     return means.variance - within / REPEATS, within
 
 
-def compare(bench: Bench, count: int) -> dict[tuple[TimestepSampling, int], tuple[float, float]]:
-    """(timestep sampling, draws) → variance and seconds of a step, all of them on the same batches."""
-    sides: list[tuple[TimestepSampling, int]] = [("uniform", k) for k in COUNTS]
-    sides += [("stratified", k) for k in COUNTS]
+def compare(bench: Bench, count: int) -> dict[Side, Measured]:
+    """All sides on the same batches."""
+    sides: list[Side] = [("uniform", number) for number in COUNTS]
+    sides += [("stratified", number) for number in COUNTS]
     spreads = {side: Spread() for side in sides}
-    seconds: dict[tuple[TimestepSampling, int], list[float]] = {side: [] for side in sides}
-    for step, batch in _batches(bench, FIRST_MEASURED, count):
+    seconds: dict[Side, list[float]] = {side: [] for side in sides}
+    for step, batch in bench.steps(FIRST_MEASURED, count):
         turn = step % len(sides)
-        for side in sides[turn:] + sides[:turn]:  # who goes first takes turns
-            sampling, num_draws = side
+        for sampling, number in sides[turn:] + sides[:turn]:  # who goes first takes turns
             started = time.perf_counter()
-            bench.backward(batch, bench.draws(step, num_draws, sampling))
-            seconds[side].append(time.perf_counter() - started)
-            spreads[side].add(_gradients(bench))
-    return {side: (spreads[side].variance, median(seconds[side])) for side in sides}
+            bench.backward(batch, bench.draws(step, number, sampling))
+            seconds[sampling, number].append(time.perf_counter() - started)
+            spreads[sampling, number].add(bench.gradient())
+    base = seconds[REFERENCE]
+    return {
+        side: Measured(
+            spreads[side].variance,
+            spreads[side].error,
+            median(seconds[side]),
+            median(own / other for own, other in zip(seconds[side], base)),
+        )
+        for side in sides
+    }
+
+
+def table(found: dict[Side, Measured]) -> Iterator[str]:
+    """Lines of Markdown."""
+    base = found[REFERENCE]
+    yield f"| {' | '.join(HEADS)} |"
+    yield f"|---|{'---:|' * (len(HEADS) - 1)}"
+    for (sampling, number), each in found.items():
+        variance, rate = each.variance / base.variance, number / each.cost
+        cells = [sampling, str(number), f"{each.variance:.2e} ± {each.error:.0%}", f"{variance:.3f}"]
+        cells += [f"{each.seconds:.3f}", f"{each.cost:.2f}", f"{rate:.2f}", f"{variance * each.cost:.3f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def write(folder: Path) -> None:
+    """The demo's pictures, a pocket Kandinsky that knows their words, and the cache of both."""
+    write_demo_data(folder / "data", SAMPLES, progress=False)
+    rows = map(json.loads, (folder / "data" / "metadata.jsonl").read_text(encoding="utf-8").splitlines())
+    captions = (row.get("text", []) for row in rows)  # a text, or a list of them
+    build_pocket(
+        folder / "models", [text for each in captions for text in ([each] if isinstance(each, str) else each)]
+    )
+    columns = ("image", "text")
+    command.run(command.arguments(folder / "data", folder / "models", folder / "cache", columns))
+
+
+@click.command()
+@click.option("--steps", default=200, show_default=True, help="Trained before anything is measured.")
+@click.option("--batches", default=60, show_default=True, help="That are measured.")
+@click.option("--folder", type=click.Path(path_type=Path), help="For the data; kept and used again.")
+def main(steps: int, batches: int, folder: Path | None) -> None:
+    """Print the tables."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        if not (place / "cache").exists():
+            write(place)
+        bench = Bench.open(place)
+        losses = train(bench, steps)
+        last = losses[-50:]
+        click.echo(f"{steps} steps of {BATCH_SIZE}: loss {losses[0]:.3f}, mean of the last {mean(last):.3f}")
+        captions, noise = split(bench, batches)
+        share = noise / (captions + noise)
+        click.echo(
+            f"variance of a step's gradient: {share:.0%} from (t, noise), {1 - share:.0%} from the captions\n"
+        )
+        found = compare(bench, batches)
+        click.echo("\n".join(table(found)))
+        rate = 4 / found["uniform", 4].cost
+        click.echo(f"\n4 draws: {rate:.2f} times the draws/s of 1 (wanted {WANTED_RATE})")
+
+
+if __name__ == "__main__":
+    main()

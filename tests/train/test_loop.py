@@ -46,7 +46,9 @@ def test_each_steps_loss_is_that_of_its_own_samples_and_draws(kind, cache, tmp_p
     wanted = {}
     for step, (batch, positions) in enumerate(batches.iterate(0, 3)):
         random = {"shape": batch[task.noised].shape[1:], "num_train_timesteps": 1000, "cond_dropout": 0.3}
-        losses = loss(task.module, batch, null, draw(5, step, positions, **random))
+        random |= {"num_draws": options.noise_draws, "timestep_sampling": options.timestep_sampling}
+        draws = draw(5, step, positions, **random, global_batch_size=4)
+        losses = loss(task.module, batch, null, draws)
         wanted[step + 1] = losses.mean().item()
     assert len(set(wanted.values())) == 3
     assert runs.series(output, "loss") == pytest.approx(wanted, rel=1e-6)

@@ -11,6 +11,7 @@ from tests.train import runs
 FLAGS = (
     *("--max-train-steps", "4", "--checkpointing-steps", "2", "--gradient-accumulation-steps", "2"),
     *("--validation-fraction", "0.3", "--validation-steps", "2", "--cond-dropout", "0.3", "--snr-gamma", "5"),
+    *("--timestep-sampling", "stratified"),
     # Adam's own epsilon blows rounding up to whole steps where a gradient is next to zero
     *("--adam-epsilon", "1e-2"),
 )
