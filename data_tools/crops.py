@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_tools.sources.sample import Unusable
+
 Size = tuple[int, int]
 "Width and height in pixels, as Pillow has them."
 
@@ -23,6 +25,9 @@ STEP = 64
 
 MAX_ASPECT = 2.0
 "Of a bucket, either way."
+
+MAX_RESIZED = 178_000_000
+"Pixels of a picture whose shorter side has been made as long as CLIP wants it."
 
 LEVELS: NDArray[np.float32] = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
 "Value of a channel → what MoVQ takes, -1 … 1."
@@ -43,10 +48,13 @@ def cover(image: Image.Image, size: Size) -> NDArray[np.uint8]:
 def short_side(image: Image.Image, side: int, crop: int) -> NDArray[np.uint8]:
     """The picture with its shorter side `side` long, and of that the centre: (crop, crop, 3), crop ≤ side.
 
-    What CLIP's PIL image processor does, to the bit and in half the time: it goes through arrays.
+    What CLIP's PIL image processor does, to the bit and in half the time: it goes through arrays. Raises
+    `Unusable` for a picture so thin that it would fill the memory.
     """
     width, height = image.size
     size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    if size[0] * size[1] > MAX_RESIZED:
+        raise Unusable(f"{width}x{height} px: too thin; at {side} px a side it has over {MAX_RESIZED} pixels")
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
     pixels: NDArray[np.uint8] = np.asarray(image.crop((left, top, left + crop, top + crop)))

@@ -2,6 +2,7 @@
 where rows are not finite.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from data_tools.cache.fields import Row, finite
 from data_tools.errors import UserError
 from data_tools.sources import Sample
-from precompute.device import in_float32
+from precompute.device import in_float32, is_out_of_memory
 from precompute.encoders import Encoder, Rows
 from precompute.summary import Summary
 
@@ -66,7 +67,9 @@ class Calls:
             started = time.perf_counter()
             try:
                 rows = encoder.start([each for _, each in batch])
-            except torch.OutOfMemoryError as err:
+            except RuntimeError as err:
+                if not is_out_of_memory(err):
+                    raise
                 full = str(err).splitlines()[0]
             else:
                 rest = rest[len(batch) :]
@@ -87,7 +90,10 @@ class Calls:
         self.drain()
         torch.cuda.empty_cache()
         self.summary.batch_sizes[name] = size // 2
-        tqdm.write(f"{name}: the GPU's memory is full with a batch of {size}; going on with {size // 2}")
+        tqdm.write(
+            f"{name}: the GPU's memory is full with a batch of {size}; going on with {size // 2}",
+            file=sys.stderr,
+        )
 
     def _fetch(self) -> None:
         call = self._open.popleft()
@@ -107,9 +113,14 @@ class Calls:
             return row
         if encoder.options.precision == "float32":
             return row
-        self.summary.redone += 1
-        with in_float32(encoder.model):
-            return again()
+        try:
+            with in_float32(encoder.model):
+                row = again()
+            self.summary.redone += 1
+        except RuntimeError as err:
+            if not is_out_of_memory(err):  # there is no room for it: the row stays as it is and is rejected
+                raise
+        return row
 
 
 def _alone(encoder: Encoder, given: Any) -> Row:

@@ -24,7 +24,19 @@ def load(model_class: Any, folder: Path, flag: str, options: EncoderOptions) -> 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
     model = models.load(model_class, folder, flag=flag, torch_dtype=TORCH_DTYPES[options.precision])
-    return model.requires_grad_(False).eval().to(options.device)
+    try:
+        return model.requires_grad_(False).eval().to(options.device)
+    except RuntimeError as err:
+        if not is_out_of_memory(err):
+            raise
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        full = f"not enough memory for the {size / 1e9:.1f} GB of {folder.name}"
+        raise UserError(f"--device: {options.device}: {full}: {str(err).splitlines()[0]}") from None
+
+
+def is_out_of_memory(err: RuntimeError) -> bool:
+    """True if the device's memory is full; cuBLAS and cuDNN say so with an error of their own."""
+    return isinstance(err, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(err)
 
 
 def use_xformers(model: Any) -> None:
@@ -70,8 +82,8 @@ def _stored(tensor: torch.Tensor, dtype: str) -> NDArray[Any]:
 def in_float32(model: Any) -> Iterator[None]:
     """The model computes in float32; its weights are those it has."""
     dtype = model.dtype
-    model.float()
     try:
+        model.float()
         yield
     finally:
         model.to(dtype)

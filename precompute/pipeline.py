@@ -1,8 +1,9 @@
 """Parts through the encoders: decode → encode → rows in the writers.
 
 Threads decode pictures ahead of the encoders, beyond the end of a part into the next, at most two batches;
-the calling thread feeds the encoders. A picture is decoded once for all columns that need it. Pictures of one
-shape make a batch, never across parts, so a part is the same whatever was done before it.
+one more opens the next part; the calling thread feeds the encoders. A picture is decoded once for all columns
+that need it. Pictures of one shape make a batch, never across parts, so a part is the same whatever was done
+before it.
 
 Memory: `2 * batch_size` prepared pictures (3 bytes a pixel: at 768 px and 32, 0.1 GB), the batches of the
 shapes that are not full yet, and the rows of the part.
@@ -12,8 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from PIL import Image
 from data_tools import images
 from data_tools.cache.fields import Row
 from data_tools.sources import Sample, Source, Unusable
+from precompute.ahead import Ahead
 from precompute.calls import Calls, Sink
 from precompute.encoders import Encoder, Pixels, TextEncoder
 from precompute.options import RunOptions
@@ -86,14 +88,15 @@ class Pipeline:
     @torch.inference_mode()
     def encode(self, works: Iterable[Work]) -> Iterator[Work]:
         """Each part, in order, when its writers have all rows and rejects of its samples."""
-        for (work, position, _), prepared in self._ahead(_items(works)):
-            if position == BEGIN:
-                self._begin(work)
-            elif position == END:
-                self._end(work)
-                yield work
-            else:
-                self._picture(work, position, prepared)
+        with Ahead(iter(works)) as ahead:
+            for (work, position, _), prepared in self._ahead(ahead):
+                if position == BEGIN:
+                    self._begin(work)
+                elif position == END:
+                    self._end(work)
+                    yield work
+                else:
+                    self._picture(work, position, prepared)
 
     def _begin(self, work: Work) -> None:
         for task in work.tasks:
@@ -147,46 +150,64 @@ class Pipeline:
             mirrored = [(position, pixels[:, ::-1]) for position, pixels in batch]
             self.calls.call(task.encoder, task.sink, mirrored, take)
 
-    def _ahead(self, items: Iterator[Item]) -> Iterator[tuple[Item, Prepared | Unusable]]:
-        """Each item with its prepared picture, in order, some ahead; measures how long there is none."""
-        window = 2 * self.options.batch_size
+    def _ahead(self, works: Ahead[Work]) -> Iterator[tuple[Item, Prepared | Unusable]]:
+        """Each item with its prepared picture, in order, some ahead; measures how long there is none.
+
+        Of the part after the one that is encoded too; no third one is opened before the first has ended.
+        """
+        window, open_parts = 2 * self.options.batch_size, 0
+        items: Iterator[Item] = iter(())
         queue: deque[tuple[Item, Future[Prepared | Unusable]]] = deque()
-
-        def submit(item: Item) -> None:
-            queue.append((item, self.decoders.submit(self._prepare, *item)))
-
-        for item in islice(items, window):
-            submit(item)
-        while queue:
+        while True:
+            while len(queue) < window:
+                if (item := next(items, None)) is not None:
+                    queue.append((item, self.decoders.submit(self._prepare, *item)))
+                elif open_parts < 2 and (not queue or works.is_ready()):
+                    with self._waiting(works.is_ready()):
+                        work = works.take()
+                    if work is None:
+                        break
+                    items, open_parts = _items(work), open_parts + 1
+                else:
+                    break
+            if not queue:
+                return
+            if open_parts < 2:
+                works.ask()
             item, future = queue.popleft()
-            if not future.done():
-                self.calls.drain()  # then there is nothing else to do
-                started = time.perf_counter()
-                future.result()
-                self.summary.waited_for_pictures += time.perf_counter() - started
-            for following in islice(items, 1):
-                submit(following)
-            yield item, future.result()
+            with self._waiting(future.done()):
+                prepared = future.result()
+            yield item, prepared
+            open_parts -= item[1] == END
+
+    @contextmanager
+    def _waiting(self, is_ready: bool) -> Iterator[None]:
+        """Around what the encoders have to wait for unless it is ready."""
+        if not is_ready:
+            self.calls.drain()  # then there is nothing else to do
+        started = time.perf_counter()
+        yield
+        self.summary.waited_for_pictures += time.perf_counter() - started
 
     def _prepare(self, work: Work, position: int, sample: Sample | None) -> Prepared | Unusable:
         """In a thread: a picture for each column that needs it."""
         if sample is None:
             return {}
-        tasks = [task for task in work.tasks if position in task.samples]
+        encoders = (task.encoder for task in work.tasks if position in task.samples)
         try:
             image = _decoded(sample, self.source, self.options)
+            return {e.column.name: e.prepare(image) for e in encoders if not isinstance(e, TextEncoder)}
         except Unusable as reason:
             return reason
-        encoders = (task.encoder for task in tasks)
-        return {e.column.name: e.prepare(image) for e in encoders if not isinstance(e, TextEncoder)}
+        except MemoryError:
+            return Unusable("more memory needed to prepare it than there is")
 
 
-def _items(works: Iterable[Work]) -> Iterator[Item]:
-    for work in works:
-        yield work, BEGIN, None
-        for position, sample in work.pictures.items():
-            yield work, position, sample
-        yield work, END, None
+def _items(work: Work) -> Iterator[Item]:
+    yield work, BEGIN, None
+    for position, sample in work.pictures.items():
+        yield work, position, sample
+    yield work, END, None
 
 
 def _decoded(sample: Sample, source: Source, options: RunOptions) -> Image.Image:

@@ -25,7 +25,7 @@ from precompute.engines import local
 from precompute.options import RunOptions
 from precompute.parts import Job, Todo
 from precompute.ranks import Rank
-from precompute.waiting import settled
+from precompute.waiting import Planner, settled
 from precompute.worker import Worker
 
 
@@ -51,13 +51,14 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
     """
     worker = Worker.open(options)
     cache, store, made = worker.cache, worker.cache.store, worker.encoders
-    check_widths(made)
-    asked = prompts.read(options.prompts) if options.prompts else {}
-    broken = _broken_declarations(cache, made) if options.repair else {}
-    redone = check_identities(cache, made, options.redo, broken)
-    mended = _mend(cache, worker.source, made, broken) if options.repair and not dry_run else []
+    rank = Rank() if dry_run else options.rank
     with ExitStack() as stack:
-        rank = Rank() if dry_run else options.rank
+        planner = stack.enter_context(Planner(rank, store))
+        check_widths(made)
+        asked = prompts.read(options.prompts) if options.prompts else {}
+        broken = _broken_declarations(cache, made) if options.repair else {}
+        redone = check_identities(cache, made, options.redo, broken)
+        mended = _mend(cache, worker.source, made, broken) if options.repair and not dry_run else []
         listing = settled(rank, store, lambda: _compare(stack, worker, dry_run=dry_run))
         faults = damaged(cache, made) if options.repair else {}
         notes = [*mended, *faults.values(), *listing.unlisted.notes()]
@@ -70,6 +71,7 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
             load(needed)
         while (plan := write_plan(store, listing)) is None:  # another process has written another plan
             listing = _compare(stack, worker)
+        planner.done()
         if listing.plan is not None and listing.changes:
             notes.append(f"the source has changed: {listing.changes}")
         for record in faults:

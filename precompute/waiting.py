@@ -1,12 +1,15 @@
 """Only rank 0 writes plans, as a new plan reads every new picture; the others wait until theirs is there.
 
-A rank looks at what is in the cache and nothing else: a plan, and sample tables, which whoever plans writes
-one after another. So it does not matter who that is, and if nobody does it, each rank does it itself.
+A rank looks at what is in the cache and nothing else: a plan, sample tables, which whoever plans writes one
+after another, and the sign of life that rank 0 gives until then. So it does not matter who plans, and if
+nobody does, because rank 0 is dead or has ended with an error, the others do it after a minute or two.
 """
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Event, Thread
 
 import click
 
@@ -15,8 +18,10 @@ from data_tools.cache.manifest import latest_plan_number
 from data_tools.cache.store import Store
 from precompute.ranks import Rank
 
-PLAN_PATIENCE = 600.0
-"Seconds without a new plan or sample table after which a rank plans itself."
+PLAN_PATIENCE = 60.0
+"Seconds without a plan, a new sample table or a sign of life after which a rank plans itself."
+SIGN, BEAT = "samples/planning", 10.0
+"Object that rank 0 writes again and again, and after how many seconds."
 LONGEST_PAUSE = 5.0
 "Seconds between two looks at the cache, at most."
 
@@ -40,6 +45,38 @@ def settled(
             return listing
         if not watch.wait(newer_than=number):
             return listing
+
+
+@dataclass
+class Planner:
+    """A context in which rank 0 gives its sign of life, until `done`; other ranks and a lone one give none."""
+
+    rank: Rank
+    store: Store
+
+    def __enter__(self) -> "Planner":
+        self._stop = Event()
+        self._thread = Thread(target=self._live, daemon=True)
+        if self.rank.number == 0 and self.rank.world > 1:
+            self._thread.start()
+        return self
+
+    def done(self) -> None:
+        """The plan is written; may be called again."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
+
+    def _live(self) -> None:
+        with suppress(OSError):  # a place that cannot be written to is said by the run
+            while True:
+                self.store.put(SIGN, [b"rank 0 plans\n"])
+                if self._stop.wait(BEAT):
+                    self.store.remove(SIGN)
+                    return
 
 
 @dataclass
@@ -79,4 +116,5 @@ class _Watch:
         return self._table > known
 
     def _newest_table(self) -> float:
+        """The sign of life counts as one."""
         return max((found.modified for found in self.store.listed("samples")), default=0.0)

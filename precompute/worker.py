@@ -70,12 +70,11 @@ class Worker:
         started = time.perf_counter()
         with (
             ThreadPoolExecutor(self.options.workers) as decoders,
-            ThreadPoolExecutor(1) as opener,
             ThreadPoolExecutor(1) as committer,
         ):
             pipeline = Pipeline(self.source, self.options, decoders, self.summary, advance)
             commits = _Commits(self, committer, raced, plan)
-            for work in pipeline.encode(self._opened(iter(jobs), opener, advance, raced)):
+            for work in pipeline.encode(self._opened(jobs, advance, raced)):
                 commits.add(work)
             commits.wait()
         self.summary.seconds += time.perf_counter() - started
@@ -108,28 +107,17 @@ class Worker:
         return TarPart(options.tar_block) if options.format == "webdataset" else ZarrPart()
 
     def _opened(
-        self,
-        jobs: Iterator[Job],
-        opener: ThreadPoolExecutor,
-        advance: Callable[[int], Any],
-        raced: Callable[[], Any],
+        self, jobs: Iterable[Job], advance: Callable[[int], Any], raced: Callable[[], Any]
     ) -> Iterator[Work]:
-        """What each job still wants, the next one ahead."""
-
-        def following() -> Work | None:
-            for job in jobs:
-                work = self._open(job)
-                if len(work.tasks) < len(job.columns):
-                    raced()
-                if work.tasks:
-                    return work
+        """What each job still wants."""
+        for job in jobs:
+            work = self._open(job)
+            if len(work.tasks) < len(job.columns):
+                raced()
+            if work.tasks:
+                yield work
+            else:
                 advance(work.samples)
-            return None
-
-        ahead = opener.submit(following)
-        while (work := ahead.result()) is not None:
-            ahead = opener.submit(following)
-            yield work
 
     def _open(self, job: Job) -> Work:
         """A writer for each column that still lacks the part, with the rows that older parts have for it."""

@@ -8,6 +8,7 @@ import transformers
 from PIL import Image
 
 from data_tools.crops import LEVELS, STEP, bucket_sizes, cover, nearest, short_side
+from data_tools.sources import Unusable
 
 
 def test_levels_are_the_scripts_arithmetic() -> None:
@@ -96,3 +97,9 @@ def test_clips_crop_is_its_processors(size: tuple[int, int], side: int, crop: in
     processor = kind(size={"shortest_edge": side}, crop_size=crop, do_rescale=False, do_normalize=False)
     wanted = processor(images=image, return_tensors="np").pixel_values[0].transpose(1, 2, 0)
     assert np.array_equal(short_side(image, side, crop), wanted)
+
+
+def test_a_picture_too_thin_for_clip_is_unusable() -> None:
+    with pytest.raises(Unusable, match="1x60000 px: too thin; at 112 px a side it has over 178000000 pixels"):
+        short_side(Image.new("RGB", (1, 60_000)), 112, 112)
+    assert short_side(Image.new("RGB", (1, 9_000)), 32, 32).shape == (32, 32, 3)

@@ -1,6 +1,7 @@
 """Batches: the same rows however they are cut, halved where memory is full, done again in float32."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from data_tools.cache.writer import PartWriter
 from data_tools.errors import UserError
 from precompute.encoders import ImageEncoder, LatentsEncoder, Rows, TextEncoder
+from precompute.parts import Job
+from precompute.pipeline import Work
 from precompute.summary import Summary
+from precompute.worker import Worker
 from tests.precompute.command import COLUMNS, files, inspect, precompute, records
 from tests.precompute.pictures import COUNT
 
@@ -62,7 +67,7 @@ def test_parts_are_byte_identical_after_an_interruption(
 def test_batches_of_another_size_change_the_last_bits_alone(
     pictures: Path, pocket: Path, tmp_path: Path, cache: Path
 ) -> None:
-    """The bound of docs/cache-format.md: 2e-6 of the largest value of a row in float32."""
+    """The bound of docs/cache-format.md: 2e-6 of the largest value of a column in float32."""
     precompute(pictures, tmp_path / "cache", pocket, *FP32, "--batch-size", "3")
     ours, theirs = records(tmp_path / "cache"), records(cache)
     assert ours.keys() == theirs.keys()
@@ -71,6 +76,19 @@ def test_batches_of_another_size_change_the_last_bits_alone(
             assert np.abs(value - theirs[name]).max() <= 2e-6 * np.abs(value).max(), name
         else:
             assert np.array_equal(value, theirs[name]), name
+
+
+def test_batches_of_another_size_change_what_is_stored_by_a_step_at_most(
+    pictures: Path, pocket: Path, tmp_path: Path, cache16: Path
+) -> None:
+    precompute(pictures, tmp_path / "cache", pocket, "--batch-size", "7")
+    ours, theirs = records(tmp_path / "cache"), records(cache16)
+    for name, value in ours.items():
+        if value.dtype == np.float16:  # as integers, neighbours differ by one
+            steps = np.abs(value.view(np.int16).astype(int) - theirs[name].view(np.int16))
+            tiny = np.abs(value.astype(np.float32) - theirs[name]) < 1e-5
+            assert (steps[~tiny] <= 1).all(), name
+            assert (steps > 0).mean() < 0.02, name
 
 
 def test_a_full_memory_halves_the_batch_and_the_run_goes_on(
@@ -115,6 +133,54 @@ class Huge(torch.nn.Module):
         return x * 1e6 * torch.sigmoid(1.702 * x) / 1e6
 
 
+def test_json_is_json_also_when_the_memory_is_full(
+    pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = LatentsEncoder.start
+
+    def small(self: LatentsEncoder, pictures: Sequence[np.ndarray]) -> Rows:
+        if len(pictures) > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return start(self, pictures)
+
+    monkeypatch.setattr(LatentsEncoder, "start", small)
+    said = json.loads(precompute(pictures, tmp_path / "cache", pocket, "--json"))
+    assert said["batch_sizes"] == {"latents@64": 2}
+
+
+def test_a_memory_too_small_for_the_weights_is_said_in_one_line(
+    pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nGPU 0 has 8 GiB")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(
+        UserError, match=r"^--device: cpu: not enough memory for the 0.0 GB of image_encoder: C.*B\.$"
+    ):
+        precompute(pictures, tmp_path / "cache", pocket)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_row_that_cannot_be_done_again_for_lack_of_memory_is_rejected(
+    pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.")
+
+    load = LatentsEncoder.load
+
+    def broken(self: LatentsEncoder) -> None:
+        load(self)
+        torch.nn.init.constant_(self.model.quant_conv.bias, float("nan"))
+        monkeypatch.setattr(self.model, "float", lambda: full(self))
+
+    monkeypatch.setattr(LatentsEncoder, "load", broken)
+    precompute(pictures, tmp_path / "cache", pocket, "--precision", "bf16", "--columns", "latents@64")
+    found = inspect(tmp_path / "cache")
+    assert found["reject_reasons"]["latents: NaN or infinity"] == COUNT - 1
+
+
 @pytest.mark.parametrize("encoder", [ImageEncoder, TextEncoder])
 def test_what_overflows_in_half_precision_is_done_again_in_float32(
     encoder: type, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
@@ -156,6 +222,47 @@ def test_equal_captions_of_a_part_are_encoded_once(
     precompute(pictures, tmp_path / "cache", pocket, *flags)
     assert set(seen.values()) == {1}
     assert inspect(tmp_path / "cache")["columns"]["text"]["rows"] > 2 * len(seen)
+
+
+@pytest.mark.parametrize("column", ["text", "image"])
+def test_no_more_than_three_parts_are_in_memory(
+    column: str, pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is written, one encoded, one opened; also where there is nothing to decode that would take time."""
+    parts, most, opened, commit = 0, 0, Worker._open, PartWriter.commit
+
+    def opening(self: Worker, job: Job) -> Work:
+        nonlocal parts, most
+        parts += 1
+        most = max(most, parts)
+        return opened(self, job)
+
+    def committing(self: PartWriter) -> bool:
+        nonlocal parts
+        done = commit(self)
+        parts -= self.part.startswith("part-")
+        return done
+
+    monkeypatch.setattr(Worker, "_open", opening)
+    monkeypatch.setattr(PartWriter, "commit", committing)
+    flags = ("--columns", column, "--part-size", "1", "--batch-size", "32")
+    precompute(pictures, tmp_path / "cache", pocket, *flags)
+    assert (parts, most) == (0, 3)
+
+
+def test_encoders_that_wait_for_a_part_to_be_opened_say_so(
+    pictures: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Worker._open
+
+    def slow(self: Worker, job: Job) -> Work:
+        threading.Event().wait(0.3)  # as storage far away does
+        return opened(self, job)
+
+    monkeypatch.setattr(Worker, "_open", slow)
+    said = json.loads(precompute(pictures, tmp_path / "cache", pocket, "--json", "--columns", "text"))
+    assert said["waited_for_pictures"] * said["seconds"] > 0.3
+    assert said["waited_for_pictures"] * said["seconds"] + sum(said["encode_seconds"].values()) > 1.0
 
 
 def test_json_says_how_long_what_took_and_how_many_there_are(

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -53,6 +54,28 @@ def test_rank_0_waits_for_nobody(store: Store, data: Path, capsys: pytest.Captur
     with closing(waiting.settled(Rank(0, 2), store, comparison(store, data, made), patience=0)) as found:
         assert (found.plan, len(made)) == (None, 1)
     assert capsys.readouterr().err == ""
+
+
+def test_rank_0_gives_a_sign_of_life_until_its_plan_is_there(
+    store: Store, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the other rank is patient; that one goes on when rank 0 has failed."""
+    monkeypatch.setattr(waiting, "BEAT", 0.05)
+    made: list[Listing] = []
+    with waiting.Planner(Rank(0, 2), store) as planner:
+        threading.Timer(1.5, planner.done).start()
+        started = time.monotonic()
+        with closing(
+            waiting.settled(Rank(1, 2), store, comparison(store, data, made), patience=0.4)
+        ) as found:
+            assert found.plan is None
+        assert time.monotonic() - started > 1.5
+    assert store.names("samples") == []
+
+
+def test_a_lone_process_gives_no_sign(store: Store) -> None:
+    with waiting.Planner(Rank(), store), waiting.Planner(Rank(1, 2), store):
+        assert store.names("samples") == []
 
 
 def test_another_rank_reads_the_source_when_there_is_a_plan(
