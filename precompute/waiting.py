@@ -49,7 +49,7 @@ def settled(
 
 @dataclass
 class Planner:
-    """A context in which rank 0 gives its sign of life, until `done`; other ranks and a lone one give none."""
+    """A context in which rank 0 of several gives its sign of life, until `done`."""
 
     rank: Rank
     store: Store

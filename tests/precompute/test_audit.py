@@ -49,7 +49,10 @@ def fault(data: Path, cache: Path, pocket: Path, *flags: str) -> tuple[str, str]
 
 
 def falsify(root: Path, column: str, part: str, position: int, change: float) -> str:
-    """Commit a part again with one number changed: sound bytes, a wrong value. The key of its sample."""
+    """Commit a part again with one number changed: sound bytes, a wrong value, or none if `change` is NaN.
+
+    The key of its sample.
+    """
     cache, reader = Cache.open(open_store(root)), CacheReader(root, [column])
     about, plan = reader.columns[column], cache.plan()
     numbers = [each.name for each in plan].index(part)
@@ -60,9 +63,9 @@ def falsify(root: Path, column: str, part: str, position: int, change: float) ->
         span = range(*index.row_offsets[at : at + 2].tolist())
         batches = [records.gather(np.array([start + row])) for row in span]
         made = [{each.name: batch[each.name][0] for each in about.fields} for batch in batches]
-        if number == position:
-            made[0][about.fields[-1].name].reshape(-1)[3] += change
         writer.add(number, table[number]["key"], made)
+        if number == position:  # only now, as `add` takes no NaN
+            made[0][about.fields[-1].name].reshape(-1)[3] += change
     for old in (*root.glob(f"columns/{column}/*/commits/{part}.json"), *root.glob("columns/*/*/generations")):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     assert writer.commit()
@@ -96,6 +99,10 @@ def test_the_text_has_a_line_for_each_field(cache16: Path, pictures: Path, pocke
     lines = precompute(pictures, cache16, pocket, "--audit", "5").splitlines()
     assert lines[0] == "5 samples drawn at random, encoded again on cpu, in float32"
     assert [line.split(",")[0] for line in lines[3:7]] == ["image", "text", "text", "latents@64"]
+    assert lines[2].split()[-4:] == ["largest/RMS", "tolerance", "mean/RMS", "tolerance"]
+    for line in lines[3:7]:
+        largest, tolerance, mean, of_mean = map(float, line.split()[-4:])
+        assert 0 <= mean <= largest <= tolerance == pytest.approx(4 * of_mean, rel=0.01)
     assert lines[-1] == "nothing was written (--audit)"
 
 
@@ -125,6 +132,37 @@ def test_a_wrong_value_is_found_and_named(column: str, copy: Path, pictures: Pat
     assert "; " not in line
     assert "nothing was written (--audit)" in printed
     audited(pictures, copy, pocket, *FP32, *ALL, "--tolerance", "5")
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_is_stored_and_no_number_is_a_fault_and_hides_no_other(
+    column: str, value: float, copy: Path, pictures: Path, pocket: Path
+) -> None:
+    spoiled = falsify(copy, column, "part-00000", 1, value)
+    wrong = falsify(copy, column, "part-00002", 4, 0.5)
+    printed, line = fault(pictures, copy, pocket, *ALL, "--tolerance", "0.1")
+    assert line.startswith(f"--audit: {column}, ")
+    assert f": NaN or infinity is stored for sample {spoiled!r}; {column}, " in line
+    assert f" of sample {wrong!r} is off by " in line
+    assert "nan" not in printed
+    only = fault(pictures, copy, pocket, *ALL, "--tolerance", "5", "--columns", column)[1]
+    assert only.endswith(f": NaN or infinity is stored for sample {spoiled!r}")
+
+
+def test_an_error_of_every_number_by_one_share_is_found() -> None:
+    """Each is within the limit for one number."""
+    stored = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    errors, limit = Errors(), 0.14
+    errors.add("sound", stored, stored + np.float32(0.01), "float32")
+    assert not [*errors.faults(limit)]
+    errors.add("scaled", stored, stored * np.float32(1.1), "float32")
+    errors.add("later", stored, stored, "float32")
+    assert errors.distance < limit
+    (line,) = errors.faults(limit)
+    assert line == "scaled is off by 0.08 of its RMS in the mean, wanted at most 0.035"
+    errors.add("one", stored, stored + np.float32(1) * (np.arange(4096) == 7), "float32")
+    assert [each.split()[0] for each in errors.faults(limit)] == ["one", "scaled"]
 
 
 @pytest.mark.parametrize("flags", [("--dtype", "fp16"), ("--dtype", "bf16", "--precision", "bf16")])
