@@ -230,9 +230,10 @@ def _decoded(sample: Sample, source: Source, options: RunOptions) -> Image.Image
 def encode_captions(
     captions: Sequence[str], encoder: TextEncoder, sink: Sink, batch_size: int, calls: Calls
 ) -> dict[str, Row]:
-    """The row of each caption, encoded at its own length, equal ones once.
+    """The row of each caption, encoded at its own length; those that many samples share once.
 
-    A batch has as many tokens as `batch_size` captions of the greatest length.
+    Once in each part, so that a part is the same whatever was done before it. A batch has as many tokens as
+    `batch_size` captions of the greatest length.
     """
     captions = list(dict.fromkeys(captions))
     by_length: dict[int, list[tuple[str, list[int]]]] = {}
