@@ -3,7 +3,7 @@
 Each check raises `UserError`, one line that begins with the flag.
 """
 
-import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from data_tools import models
-from data_tools.cache.store import LocalStore, Store
+from data_tools.cache.store import TEMPORARY, LocalStore, Store
+from data_tools.crops import MAX_ASPECT, STEP
 from data_tools.errors import UserError
 from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, TextEncoder
 from precompute.flags import PRECISION
@@ -46,12 +47,28 @@ def check_precision(device: str, precision: str) -> None:
 
 
 def check_writable(store: Store) -> None:
-    """Only looks, and only at a local folder; an object store says so itself when it is written to."""
+    """Makes a folder in the cache, or in what it is to be made in, and removes it: permissions do not tell
+    all. Only of a local cache; an object store says so itself when it is written to."""
     if not isinstance(store, LocalStore):
         return
-    folder = next(place for place in (store.root, *store.root.absolute().parents) if place.exists())
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise UserError(f"--cache: {store.url}: {folder} cannot be written to; wanted a folder that can")
+    folder = store.root.absolute()
+    try:
+        folder = next(place for place in (folder, *folder.parents) if place.exists())
+        Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder)).rmdir()
+    except OSError as err:
+        why = f"{folder} cannot be written to ({(err.strerror or str(err)).lower()})"
+        raise UserError(f"--cache: {store.url}: {why}; wanted a folder that can") from None
+
+
+def lone_squares(encoders: Sequence[Encoder]) -> list[str]:
+    """A note for each column of `--buckets` whose resolution is too small for any shape but the square."""
+    alone = [each for each in encoders if isinstance(each, LatentsEncoder) and each.options.buckets]
+    return [
+        f"--buckets: {each.column.name} has only the square, as {STEP}-pixel steps give no other shape up to "
+        f"{MAX_ASPECT:g}:1"
+        for each in alone
+        if len(each.sizes) == 1
+    ]
 
 
 def check_widths(encoders: Sequence[Encoder]) -> None:

@@ -2,19 +2,20 @@
 
 import json
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from data_tools import console, models
 from data_tools.errors import DataFault, UserError
-from precompute.engine_flags import engine_options
+from precompute.engine_flags import ENGINES_OF, engine_options
 from precompute.flags import PRECISION, run_options
 
 if TYPE_CHECKING:
     from precompute.options import RunOptions
     from precompute.ranks import Rank
+    from precompute.run import Submit
 
 
 def _wanted(columns: tuple[str, ...] | None, resolutions: tuple[int, ...]) -> tuple[str, ...]:
@@ -68,6 +69,7 @@ def precompute(dry_run: bool, status: bool, as_json: bool, **given: Any) -> None
         return
     if not given["data"]:
         raise UserError("--data: missing; see --help")
+    _refuse_idle(given["engine"], dry_run=dry_run, is_task=given.pop("as_task"))
     count, tolerance = given.pop("audit"), given.pop("tolerance")
     of_slurm = {name: given.pop(name) for name in list(given) if name.startswith("slurm_")}
     options = _resolved(_wanted(given.pop("columns"), given.pop("resolution")), given)
@@ -89,6 +91,19 @@ def precompute(dry_run: bool, status: bool, as_json: bool, **given: Any) -> None
         raise DataFault(closing.fault)
 
 
+def _refuse_idle(engine: str, *, dry_run: bool, is_task: bool) -> None:
+    """Raises `UserError` for a flag that was given and has nothing to say. `is_task`: of a Slurm job, which
+    has its submitter's flags."""
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    if "tflops" in given and not dry_run:
+        raise UserError("--tflops: is for --dry-run, which is not given")
+    for name, engines in {} if is_task else ENGINES_OF.items():
+        if name in given and engine not in engines:
+            wanted = " or ".join(engines)
+            raise UserError(f"--{name.replace('_', '-')}: is for --engine {wanted}, found {engine}")
+
+
 def _check_audit(options: "RunOptions", *, dry_run: bool) -> None:
     """Raises `UserError` for options that ask for something else at once."""
     others = {"dry-run": dry_run, "redo": options.redo, "repair": options.repair, "prompts": options.prompts}
@@ -107,7 +122,7 @@ def _status(cache: str, *, as_json: bool) -> str:
     return json.dumps(found, indent=1) if as_json else status.as_text(found)
 
 
-def _submitter(options: "RunOptions", of_slurm: dict[str, Any]) -> Callable[[int], str]:
+def _submitter(options: "RunOptions", of_slurm: dict[str, Any]) -> "Submit":
     """What has so many parts done by Slurm. Raises `UserError` if this machine cannot submit jobs."""
     from precompute.engines import slurm
 

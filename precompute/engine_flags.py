@@ -7,6 +7,11 @@ from typing import Any
 
 import click
 
+ENGINES_OF = {
+    **dict.fromkeys(("tasks", "gpus_per_task", "cpus_per_task"), ("slurm", "ray")),
+    **dict.fromkeys(("slurm_partition", "slurm_time", "slurm_option", "slurm_logs"), ("slurm",)),
+}
+"The flags of clusters, by the engines that heed them."
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
 "Slurm's own: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."
 
@@ -97,6 +102,7 @@ _OPTIONS = [
         is_flag=True,
         help="Only print how far the cache is, and how fast it grows; needs no --data.",
     ),
+    click.option("--as-task", is_flag=True, hidden=True),  # `precompute.engines.slurm` starts tasks with it
     click.option("--json", "as_json", is_flag=True, help="Print the last lines, or --status, as JSON."),
 ]
 

@@ -4,23 +4,21 @@ With buckets a picture's own is not known before it is decoded: each counts as t
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_tools import models
-from data_tools.cache.listing import Listing, chunks
+from data_tools.cache.listing import Listing
 from data_tools.cache.manifest import Cache
 from data_tools.cache.report import human_bytes
 from data_tools.sources import Sample
 from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, PictureEncoder, TextEncoder
 from precompute.parts import Todo, live
-
-BATCH = 1024
-"Samples whose captions are tokenized together."
 
 
 @dataclass
@@ -31,10 +29,8 @@ class _Work:
     "To encode."
     num_bytes: int = 0
     "To write: also of rows that are taken over from older parts."
-    tokens: int = 0
-    "To encode."
-    longest: int = 0
-    "Tokens of the longest caption."
+    lengths: Counter[int] = field(default_factory=Counter)
+    "Tokens of a caption → captions to encode: one that several samples of a part share counts once."
 
 
 def describe(
@@ -81,21 +77,22 @@ def _total(tflop: float, tflops: float | None, *, at_most: bool) -> str:
 
 
 def _work(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> _Work:
-    """Goes through the samples whose part the column lacks, some at a time."""
+    """Goes through the samples of the parts that the column lacks, a part at a time."""
     work, fields = _Work(), encoder.column.fields
-    for samples in chunks(_lacking(cache, listing, todo, encoder), BATCH):
+    for samples in _lacking(cache, listing, todo, encoder):
         encoded = [todo.encodes(encoder, sample) for sample in samples]
         if not isinstance(encoder, TextEncoder):
             usable = [is_encoded for is_encoded, sample in zip(encoded, samples) if not sample.problem]
             work.samples += sum(usable)
             work.num_bytes += len(usable) * views(encoder) * _picture_bytes(encoder)
             continue
-        for sample, is_encoded in zip(samples, encoded):
-            lengths = [len(ids) for ids in encoder.tokenize(list(sample.captions))]
-            work.samples += is_encoded and bool(lengths)
-            work.tokens += is_encoded * sum(lengths)
-            work.num_bytes += sum(fields[0].item_bytes + count * fields[1].item_bytes for count in lengths)
-            work.longest = max(work.longest, *lengths, 0)
+        captions = [*dict.fromkeys(caption for sample in samples for caption in sample.captions)]
+        lengths = dict(zip(captions, map(len, encoder.tokenize(captions))))
+        chosen = [sample for sample, is_encoded in zip(samples, encoded) if is_encoded and sample.captions]
+        work.samples += len(chosen)
+        work.lengths.update(lengths[each] for each in {each for one in chosen for each in one.captions})
+        counts = [lengths[caption] for sample in samples for caption in sample.captions]
+        work.num_bytes += len(counts) * fields[0].item_bytes + sum(counts) * fields[1].item_bytes
     return work
 
 
@@ -120,13 +117,12 @@ def _largest(encoder: LatentsEncoder) -> tuple[int, int]:
     return max(encoder.sizes, key=math.prod)
 
 
-def _lacking(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> Iterator[Sample]:
+def _lacking(cache: Cache, listing: Listing, todo: Todo, encoder: Encoder) -> Iterator[list[Sample]]:
     """The samples of every part that a column lacks, of those to be added too."""
     for part, lacking in todo.parts:
         if encoder in lacking:
-            yield from live(cache, part).values()
-    for samples in listing.fresh():
-        yield from samples
+            yield [*live(cache, part).values()]
+    yield from listing.fresh()
 
 
 def _flops(encoder: Encoder, work: _Work) -> float:
@@ -134,16 +130,31 @@ def _flops(encoder: Encoder, work: _Work) -> float:
         return 0.0
     if not isinstance(encoder, TextEncoder):
         return float(work.samples * views(encoder) * forward_flops(encoder, 0))
-    return work.tokens * forward_flops(encoder, work.longest) / work.longest if work.longest else 0.0
+    return float(text_flops(encoder, work.lengths))
 
 
-def forward_flops(encoder: Encoder, num_tokens: int) -> int:
+def text_flops(encoder: TextEncoder, lengths: Counter[int]) -> int:
+    """FLOPs of captions: tokens → captions of so many.
+
+    Attention makes it a quadratic of the tokens, so three lengths are counted: to count all takes a minute.
+    """
+    with torch.device("meta"):
+        model = _empty_model(encoder)
+    one, two, three = (forward_flops(encoder, tokens, model) for tokens in (1, 2, 3))
+    slope, bend = two - one, three - 2 * two + one
+    return sum(
+        count * (one + (tokens - 1) * slope + (tokens - 1) * (tokens - 2) // 2 * bend)
+        for tokens, count in lengths.items()
+    )
+
+
+def forward_flops(encoder: Encoder, num_tokens: int, model: Any = None) -> int:
     """FLOPs of one view of a picture (of the largest bucket), or of one caption of that many tokens.
 
-    Counted by torch on meta tensors.
+    Counted by torch on meta tensors. `model`: the encoder's on "meta", if it has been made.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = _empty_model(encoder)
+        model = model or _empty_model(encoder)
         if isinstance(encoder, TextEncoder):
             model(input_ids=torch.zeros((1, num_tokens), dtype=torch.long))
         elif isinstance(encoder, ImageEncoder):

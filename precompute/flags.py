@@ -169,7 +169,8 @@ _OPTIONS = [
     click.option(
         "--buckets",
         is_flag=True,
-        help="Latents of aspect-ratio buckets, up to 2:1, of the area of the square.",
+        help="Latents in the nearest of the shapes of at most the square's area: sides multiples of 64, up "
+        "to 2:1.",
     ),
     # How the work is done.
     click.option(
@@ -224,7 +225,8 @@ _OPTIONS = [
         "--tolerance",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SHARE",
-        help="Of --audit: the largest error, as a share of the stored values' RMS.  [default: by precision]",
+        help="Of --audit: the largest error, as a share of the stored values' RMS; of a row's mean error a "
+        "quarter.  [default: by precision]",
     ),
     click.option(
         "--tflops",

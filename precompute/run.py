@@ -19,7 +19,7 @@ from data_tools.cache.verify import hash_faults
 from data_tools.errors import DataFault, UserError
 from data_tools.sources import Source
 from precompute import prompts
-from precompute.checks import check_widths, check_writable, load
+from precompute.checks import check_widths, check_writable, load, lone_squares
 from precompute.encoders import Encoder
 from precompute.engines import local
 from precompute.options import RunOptions
@@ -42,12 +42,16 @@ class Closing:
         return {**self.counts, "notes": self.lines}
 
 
-def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], str] | None = None) -> Closing:
+Submit = Callable[[int], tuple[str, dict[str, Any]]]
+
+
+def run(options: RunOptions, *, dry_run: bool = False, submit: Submit | None = None) -> Closing:
     """Encode what the cache lacks.
 
     submit: if given, called with the number of parts to do once the plan is written, and has them done by
-    others; returns a line about it. Raises `UserError` before anything is written. With `dry_run` nothing is
-    written at all.
+    others; returns a line about it, and the same as JSON values.
+
+    Raises `UserError` before anything is written. With `dry_run` nothing is written at all.
     """
     worker = Worker.open(options)
     cache, store, made = worker.cache, worker.cache.store, worker.encoders
@@ -61,7 +65,7 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
         mended = _mend(cache, worker.source, made, broken) if options.repair and not dry_run else []
         listing = settled(rank, store, lambda: _compare(stack, worker, dry_run=dry_run))
         faults = damaged(cache, made) if options.repair else {}
-        notes = [*mended, *faults.values(), *listing.unlisted.notes()]
+        notes = [*mended, *faults.values(), *listing.unlisted.notes(), *lone_squares(made)]
         sets = prompts.wanted(cache, made, asked, forgiving=options.repair)
         if dry_run:
             return Closing([*notes, *_dry_run(worker, listing, redone, sets)])
@@ -78,7 +82,8 @@ def run(options: RunOptions, *, dry_run: bool = False, submit: Callable[[int], s
             store.remove(record)  # withdrawn, so that the part is made again; its bytes stay
         todo = Todo.of(cache, plan, made, sets, listing.retry)
         if submit is not None and (todo.parts or todo.conditions):
-            return Closing([*notes, submit(len(todo.parts))])
+            line, counts = submit(len(todo.parts))
+            return Closing([*notes, line], counts=counts)
         notes += _encode(worker, plan, todo, redone, todo.jobs(cache, listing))
     return _closing(worker, notes, todo.done)
 

@@ -73,6 +73,14 @@ class Summary:
             "batch_sizes": self.batch_sizes,
         }
 
+    def waits(self, seconds: float) -> str:
+        """What the encoders have waited for in so many seconds, for a progress bar."""
+        pictures, writer = (
+            waited / seconds if seconds else 0.0
+            for waited in (self.waited_for_pictures, self.waited_for_writer)
+        )
+        return f"waited for pictures {pictures:.0%}, for the writer {writer:.0%}"
+
     def _share(self, seconds: float) -> float:
         return seconds / self.seconds if self.seconds else 0.0
 

@@ -37,12 +37,7 @@ def progress_bar(total: int, summary: Summary, *, hidden: bool = False) -> "Iter
 
     class Bar(tqdm):  # type: ignore[type-arg]
         def update(self, n: float | None = 1) -> bool | None:
-            seconds = time.perf_counter() - started
-            self.set_postfix_str(
-                f"waited for pictures {summary.waited_for_pictures / seconds:.0%}, "
-                f"for the writer {summary.waited_for_writer / seconds:.0%}",
-                refresh=False,
-            )
+            self.set_postfix_str(summary.waits(time.perf_counter() - started), refresh=False)
             return super().update(n)
 
     started = time.perf_counter()

@@ -120,7 +120,7 @@ def encode(worker: Worker, jobs: Sequence[Job], conditions: Conditions) -> None:
                 if done.fault is not None:
                     raise done.fault
                 summary += done.summary
-                bar.set_postfix_str(f"waited for pictures {_share(summary):.0%}", refresh=False)
+                bar.set_postfix_str(summary.waits(summary.seconds), refresh=False)
                 bar.update(done.samples)
         worker.summary = _at_once(summary, time.perf_counter() - started)
 
@@ -151,10 +151,6 @@ def _done(ray: ModuleType, options: RunOptions, work: list[Job | Conditions]) ->
         raise UserError(f"--engine ray: no actor can be started: {why}; {advice}") from None
     finally:
         sys.stdout = io.StringIO()  # Ray tells at length of each actor that is stopped at work
-
-
-def _share(summary: Summary) -> float:
-    return summary.waited_for_pictures / summary.seconds if summary.seconds else 0.0
 
 
 def _at_once(summary: Summary, seconds: float) -> Summary:

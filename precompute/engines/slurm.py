@@ -90,14 +90,18 @@ def check(*, repair: bool) -> None:
             raise UserError(f"--engine slurm: there is no {program} on this machine; submit where Slurm is")
 
 
-def submit(arguments: Sequence[str], options: SlurmOptions, *, cache: str, parts: int) -> str:
-    """Queue a command as an array job of as many tasks as are useful for so many parts; a line about it.
+def submit(
+    arguments: Sequence[str], options: SlurmOptions, *, cache: str, parts: int
+) -> tuple[str, dict[str, Any]]:
+    """Queue a command as an array job of as many tasks as are useful for so many parts.
 
-    `arguments`: of the tasks' `precompute`. Raises `UserError` with what Slurm says when it refuses.
+    `arguments`: of the tasks' `precompute`. Returns what there is to say, and the same as plain JSON values.
+    Raises `UserError` with what Slurm says when it refuses.
     """
     submitit = _submitit()
     tasks, processes = max(1, min(options.tasks, parts)), max(1, options.gpus_per_task)
     logs = options.logs or log_folder(cache)
+    are_new = not logs.exists()
     executor = submitit.SlurmExecutor(folder=logs.absolute(), max_num_timeout=REQUEUES)
     executor.update_parameters(
         job_name="precompute",
@@ -116,13 +120,17 @@ def submit(arguments: Sequence[str], options: SlurmOptions, *, cache: str, parts
         with _outside_of_jobs(), redirect_stderr(StringIO()):  # what Slurm says is in the error, too
             jobs = executor.submit_array([command] * tasks) if tasks > 1 else [executor.submit(command)]
     except submitit.core.utils.FailedJobError as err:
+        if are_new:  # submitit has written down what was refused
+            shutil.rmtree(logs, ignore_errors=True)
         raise UserError(f"--engine slurm: {_said(err)}") from None
     number = jobs[0].job_id.partition("_")[0]
     each = f" of {processes} processes" * (processes > 1)
-    return (
+    line = (
         f"submitted job {number}: {tasks} task{'s' * (tasks > 1)}{each} for {parts} parts, output in {logs}\n"
         f"watch it with: precompute --status --cache {shlex.quote(cache)}"
     )
+    counts = {"job": number, "tasks": tasks, "processes_per_task": processes, "parts": parts}
+    return line, {**counts, "logs": str(logs)}
 
 
 def task_arguments(given: Sequence[str], *, device: str, precision: str) -> list[str]:
@@ -131,8 +139,8 @@ def task_arguments(given: Sequence[str], *, device: str, precision: str) -> list
     A node without a GPU may submit for nodes that have one, so these two never follow the machine.
     """
     flag = {dtype: name for name, dtype in PRECISION.items()}[precision]
-    kept = [each for each in given if each != "--retry-rejects"]  # is in the plan by now
-    return [*kept, "--engine", "local", "--device", device, "--precision", flag]
+    kept = [each for each in given if each.replace("_", "-") != "--retry-rejects"]  # is in the plan by now
+    return [*kept, "--as-task", "--engine", "local", "--device", device, "--precision", flag]
 
 
 def log_folder(cache: str) -> Path:

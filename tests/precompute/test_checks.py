@@ -184,4 +184,18 @@ def test_a_cache_that_cannot_be_written_is_refused(refused, readable: Path) -> N
         line = refused(*flags, data=readable / "pictures", cache=place)
         with pytest.raises(UserError):
             check_writable(open_store(place))
-    assert line == f"--cache: {place}: {readable} cannot be written to; wanted a folder that can\n"
+    why = f"{readable} cannot be written to (permission denied)"
+    assert line == f"--cache: {place}: {why}; wanted a folder that can\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="wants Linux's /proc")
+def test_a_place_that_not_even_root_can_write_to_is_refused(refused) -> None:
+    line = refused("--columns", "text", cache=Path("/proc/nope/cache"))
+    why = "/proc cannot be written to (no such file or directory)"
+    assert line == f"--cache: /proc/nope/cache: {why}; wanted a folder that can\n"
+
+
+@pytest.mark.parametrize("name", ["", "cache", "deep/in/cache"])
+def test_a_place_that_can_be_written_to_is_left_as_it_was(tmp_path: Path, name: str) -> None:
+    check_writable(open_store(tmp_path / name))
+    assert [*tmp_path.iterdir()] == []

@@ -2,15 +2,18 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from data_tools.cache.report import human_bytes
 from precompute.encoders import Encoder, ImageEncoder, LatentsEncoder, TextEncoder
-from precompute.estimate import forward_flops
+from precompute.estimate import forward_flops, text_flops
 from precompute.options import EncoderOptions
 from tests.pocket.models import EMBED_DIM, IMAGE_SIZE
 from tests.precompute.command import precompute
+from tests.precompute.pictures import write_pictures
 
 # Kandinsky 2.2's own configs (reference facts §3.2); there are no weights.
 VISION = {
@@ -85,7 +88,10 @@ def test_pocket_clip_costs_what_the_matrices_say(pocket: Path) -> None:
     assert forward_flops(ImageEncoder(pocket / "prior", options()), 0) == image
     for tokens in (2, 20, 77):
         text = transformer_flops(tokens, EMBED_DIM, 4 * EMBED_DIM, 5) + 2 * EMBED_DIM**2
-        assert forward_flops(TextEncoder(pocket / "prior", options()), tokens) == text
+        encoder = TextEncoder(pocket / "prior", options())
+        assert forward_flops(encoder, tokens) == text
+        assert text_flops(encoder, Counter({tokens: 1})) == text
+    assert text_flops(encoder, Counter({77: 2, 20: 1})) == 2 * text + forward_flops(encoder, 20)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,27 @@ def test_a_dry_run_adds_up_columns_resolutions_and_views(
     assert not (tmp_path / "cache").exists()
 
 
+def test_text_costs_what_its_captions_cost_each_at_its_own_length(pocket: Path, tmp_path: Path) -> None:
+    """One that several samples of a part share is encoded once there, and stored for each."""
+    captions = ["a cat", "a cat", "a cat", "a red fox in the snow, seen from above " * 3, "a cat", "a dog"]
+    write_pictures(tmp_path / "data", len(captions))
+    lines = [
+        json.dumps({"file_name": path.name, "text": caption})
+        for path, caption in zip(sorted(tmp_path.glob("data/0*")), captions)
+    ]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(lines))
+    encoder = TextEncoder(pocket / "prior", options())
+    length = {caption: len(ids) for caption, ids in zip(captions, encoder.tokenize(captions))}
+    assert len({*length.values()}) > 1
+    flops = {caption: forward_flops(encoder, count) for caption, count in length.items()}
+    for part_size, encoded in ((3, [captions[0], *captions[3:]]), (100, [*length])):
+        flags = ("--columns", "text", "--dry-run", "--part-size", str(part_size))
+        printed = columns(precompute(tmp_path / "data", tmp_path / "cache", pocket, *flags))
+        num_bytes = 2 * EMBED_DIM * sum(1 + length[caption] for caption in captions)
+        tflop = sum(flops[caption] for caption in encoded) / 1e12
+        assert printed["text"] == (6, human_bytes(num_bytes), pytest.approx(tflop, rel=1e-3))
+
+
 def test_buckets_are_said_to_be_an_upper_bound(pictures: Path, pocket: Path, tmp_path: Path) -> None:
     flags = ("--resolution", "128", "--dry-run", "--tflops", "1000")
     square = precompute(pictures, tmp_path / "cache", pocket, *flags)
@@ -147,6 +174,12 @@ def test_buckets_are_said_to_be_an_upper_bound(pictures: Path, pocket: Path, tmp
     assert (
         columns(buckets)["latents@128"] == columns(square)["latents@128"]
     )  # 128x128 is one, and the largest
-    assert [line.endswith("  at most") for line in buckets.splitlines() if "@128" in line] == [True]
+    found = [line for line in buckets.splitlines() if line.startswith("latents@128")]
+    assert [line.endswith("  at most") for line in found] == [True]
     assert "  at most" not in square
+    note = "--buckets: latents@128 has only the square, as 64-pixel steps give no other shape up to 2:1"
+    assert note in buckets.splitlines()
+    assert "--buckets" not in square
+    larger = precompute(pictures, tmp_path / "cache", pocket, *flags, "--resolution", "192", "--buckets")
+    assert [line.split()[1] for line in larger.splitlines() if "--buckets" in line] == ["latents@128"]
     assert re.search(r"^at most \S+ TFLOP, \S+ GPU-hours at 1000 TFLOP/s$", buckets, re.MULTILINE)

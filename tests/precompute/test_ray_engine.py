@@ -1,6 +1,7 @@
 """`--engine ray`: a pool of actors makes the cache that one process makes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from precompute.summary import Summary
 from tests.precompute.command import arguments, assert_same_records, records
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,13 @@ def test_without_ray_the_extra_is_named(pictures: Path, pocket: Path, tmp_path: 
     assert done.stderr == "--engine ray: needs the extra 'ray': pip install 'kandinsky-cache[ray]'\n"
     assert (done.returncode, done.stdout) == (2, "")
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_bar_adds_up_what_the_actors_have_waited_for() -> None:
+    first = Summary(seconds=3.0, waited_for_pictures=1.0, waited_for_writer=0.0)
+    both = first + Summary(seconds=1.0, waited_for_pictures=0.0, waited_for_writer=0.2)
+    assert both.waits(both.seconds) == "waited for pictures 25%, for the writer 5%"
+    assert Summary().waits(0.0) == "waited for pictures 0%, for the writer 0%"
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +78,7 @@ def test_a_pool_makes_the_cache_of_one_process(cache: Path, pictures: Path, run:
     assert "encoded 24 samples in " in done.stdout
     assert "100%" in done.stderr
     assert "24/24" in done.stderr
+    assert re.search(r"waited for pictures \d+%, for the writer \d+%", done.stderr)
     assert "Traceback" not in done.stderr
     assert_same_records(records(tmp_path / "here/cache"), records(cache))
 

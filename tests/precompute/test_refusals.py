@@ -201,6 +201,26 @@ def test_repair_with_other_options_touches_no_column_whose_declaration_is_damage
     assert f"what is there of it is {held}, and these options make " in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--tflops", "9"), "--tflops: is for --dry-run, which is not given"),
+        (("--tasks", "2"), "--tasks: is for --engine slurm or ray, found local"),
+        (("--gpus_per_task", "1"), "--gpus-per-task: is for --engine slurm or ray, found local"),
+        (("--cpus-per-task", "1", "-n"), "--cpus-per-task: is for --engine slurm or ray, found local"),
+        (("--slurm-time", "4:00:00"), "--slurm-time: is for --engine slurm, found local"),
+        (("--slurm-option", "account=me"), "--slurm-option: is for --engine slurm, found local"),
+        (("--slurm-logs", "x", "--engine", "ray"), "--slurm-logs: is for --engine slurm, found ray"),
+        (("--slurm-partition", "p", "--audit", "1"), "--slurm-partition: is for --engine slurm, found local"),
+    ],
+)
+def test_a_flag_that_would_have_nothing_to_say_is_refused(
+    refused, flags: tuple[str, ...], line: str, tmp_path: Path
+) -> None:
+    assert refused(*flags) == f"{line}\n"
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_limit_of_pixels_goes_as_far_as_a_picture_can(refused) -> None:
     over = refused("--max-pixels", str(2**31))
     assert over.startswith("--max-pixels: ")

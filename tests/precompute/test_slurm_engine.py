@@ -3,6 +3,7 @@
 sbatch is a script that keeps what it gets; tests/slurm has the real one.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_a_task_runs_the_command_itself_with_what_the_submitter_has_settled(
 ) -> None:
     import cloudpickle
 
-    assert give("--gpus-per-task", "0")[0] == 0
+    assert give("--gpus-per-task", "0", "--tasks", "1", "--slurm-time", "30")[0] == 0
     (stored,) = (tmp_path / "cache-slurm").glob("7*_submitted.pkl")
     command = cloudpickle.loads(stored.read_bytes()).function
     assert command.arguments[-6:] == ("--engine", "local", "--device", "cpu", "--precision", "fp32")
@@ -176,7 +177,7 @@ def test_what_cannot_be_submitted_is_one_line_and_nothing_is_written(
     assert refused().startswith("--engine slurm: there is no sbatch on this machine")
 
 
-def test_what_slurm_says_when_it_refuses(programs: Path, give) -> None:
+def test_what_slurm_says_when_it_refuses(programs: Path, give, tmp_path: Path) -> None:
     write_program(programs / "sbatch", REFUSAL)
     code, out, err = give("--slurm-partition", "fast")
     assert (code, out) == (2, "")
@@ -184,6 +185,24 @@ def test_what_slurm_says_when_it_refuses(programs: Path, give) -> None:
         "--engine slurm: invalid partition specified: fast; "
         "Batch job submission failed: Invalid partition name specified\n"
     )
+    assert not (tmp_path / "cache-slurm").exists()
+
+
+def test_a_refused_job_leaves_the_logs_of_others(programs: Path, give, tmp_path: Path) -> None:
+    write_program(programs / "sbatch", REFUSAL)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "6_log.out").write_text("of an earlier job")
+    assert give("--slurm-logs", str(tmp_path / "logs"))[0] == 2
+    assert (tmp_path / "logs" / "6_log.out").read_text() == "of an earlier job"
+
+
+def test_the_job_is_a_value_of_the_json(programs: Path, give, tmp_path: Path) -> None:
+    code, out, _ = give("--tasks", "3", "--gpus-per-task", "2", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["job"], found["tasks"], found["processes_per_task"], found["parts"]) == ("7", 3, 2, 4)
+    assert found["logs"] == str(tmp_path / "cache-slurm")
+    assert found["notes"][-1].startswith("submitted job 7: ")
 
 
 @pytest.mark.parametrize(
