@@ -1,7 +1,9 @@
 """This checkout is what is tested, and its files and functions stay small."""
 
 import ast
+import configparser
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,12 @@ def test_functions_stay_under_60_lines() -> None:
                 if length >= 60:
                     long[f"{path.relative_to(ROOT)}:{node.name}"] = length
     assert long == {}
+
+
+def test_extras_named_to_users_are_there() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in MODULES)
+    named = set(re.findall(r"kandinsky-cache\[(\w+)\]", source))
+    assert named >= {"slurm", "ray", "xformers"}
+    assert named <= {*config["options.extras_require"]}
