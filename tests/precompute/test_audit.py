@@ -210,7 +210,7 @@ def test_pictures_that_are_all_gone_are_refused(refused, cache: Path, pocket: Pa
     write_pictures(tmp_path / "data", 2)
     for name in ("00.jpg", "01.png"):
         (tmp_path / "data" / name).rename(tmp_path / "data" / f"other-{name}")
-    line = refused(*FP32, "--audit", "3", data=tmp_path / "data", cache=cache)
+    line = refused(*FP32, "--columns", "image", "--audit", "3", data=tmp_path / "data", cache=cache)
     assert line.startswith("--audit: none of the 3 samples drawn is in --data as it was cached (")
     assert line.endswith("; give the data that the cache was made from\n")
 
