@@ -161,6 +161,9 @@ class _Commits:
         self.worker, self.pool, self.raced, self.plan = worker, pool, raced, plan
         self._open: list[Future[Any]] = []
         self._unpublished, self._count = 0, 0
+        if plan is not None:  # a cache of many parts has large generations: they are written more rarely
+            done = (worker.cache.committed(encoder.column) for encoder in worker.encoders)
+            self._count = max(map(len, done), default=0)
 
     def add(self, work: Work) -> None:
         """Waits until the part before is committed."""

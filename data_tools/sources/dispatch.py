@@ -7,10 +7,10 @@ from urllib.parse import urlsplit
 from data_tools.errors import UserError
 from data_tools.sources import contents
 from data_tools.sources.folder import ImageFolder
+from data_tools.sources.remote import TARS
 from data_tools.sources.sample import Source, SourceOptions
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 WANTED = f"a folder, a .tar, hf:NAME or a table ({' '.join(TABLES)})"
 
 
@@ -22,7 +22,7 @@ def open_one(data: str, options: SourceOptions) -> Source:
     if path.is_dir():
         return _folder(path, data, options)
     name = (urlsplit(data).path if "://" in data else data).lower()
-    if name.endswith(COMPRESSED):
+    if name.endswith(TARS[1:]):
         raise UserError(
             f"--data: {data}: found a compressed tar; unpack it to a .tar, so members can be reached"
         )
