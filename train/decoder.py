@@ -11,6 +11,7 @@ import click
 
 from data_tools import console
 from train.flags import shared_options
+from train.old_flags import TrainCommand
 from train.options import TrainOptions
 from train.ranks import said_once_a_node
 
@@ -24,7 +25,7 @@ LORA_TARGETS = "to_q,to_k,to_v,to_out.0,add_k_proj,add_v_proj"
 "With the projections of the image embedding, which the reference's LoRA left untrained."
 
 
-@click.command(name="train-decoder", context_settings=console.CONTEXT)
+@click.command(name="train-decoder", cls=TrainCommand, context_settings=console.CONTEXT)
 @click.option(
     "--decoder-model",
     "--pretrained-decoder-model-name-or-path",
@@ -43,7 +44,7 @@ LORA_TARGETS = "to_q,to_k,to_v,to_out.0,add_k_proj,add_v_proj"
     metavar="PX",
     help="Which latents to train on.  [default: the cache's, if it has one resolution only]",
 )
-@shared_options(output_dir="kandi_2_2-decoder-finetuned", lora_targets=LORA_TARGETS)
+@shared_options(output_dir="kandi_2_2-decoder-finetuned", lora_targets=LORA_TARGETS, trained="unet")
 def train_decoder(
     decoder_model: str | None, prior_model: str | None, resolution: int | None, **options: Any
 ) -> None:

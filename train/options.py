@@ -45,22 +45,40 @@ class TrainOptions:
     lora_dropout: float
     lora_targets: str | None
     "Ends of layers' names, separated by commas; None: the trainer's own."
+    optimizer: Literal["adamw", "adamw-8bit", "adafactor"]
     adam_beta1: float
     adam_beta2: float
     adam_weight_decay: float
     adam_epsilon: float
 
+    use_ema: bool
+    ema_decay: float
+    "Largest share of the average that one optimizer step keeps."
+    ema_power: float | None
+    "Warm-up 1 - (1 + step)^-power; None: (1 + step) / (10 + step)."
+
     mixed_precision: str | None
     gradient_checkpointing: bool
     allow_tf32: bool
+    attention: Literal["sdpa", "xformers"]
+    compile: bool
+    compile_mode: str
+    "torch.compile's own word."
 
     validation_fraction: float
     "Share of the samples held out, chosen by their keys."
     validation_steps: int
     "Optimizer steps between two validations."
+    validation_epochs: int | None
+    "Epochs between two validations, in place of `validation_steps`."
     validation_samples: int
     "At most so many of the held-out samples are evaluated."
 
+    report_to: str
+    "One of accelerate's trackers, `all` or `none`."
+    logging_dir: Path
+    "Of TensorBoard's files, inside the output folder unless it is absolute."
+    tracker_project_name: str
     logging_steps: int
     "Optimizer steps between two lines of metrics."
     checkpointing_steps: int
@@ -68,6 +86,13 @@ class TrainOptions:
     checkpoints_total_limit: int | None
     resume_from_checkpoint: str
     "`latest`, or a checkpoint's path or name."
+    fresh: bool
+    "Never resume: begin in a new folder beside one that holds a run."
+    save: Literal["pipeline", "linked", "trained-only"]
+    "Of what was not trained: copies, links, or nothing."
+    push_to_hub: bool
+    hub_token: str | None
+    hub_model_id: str | None
     allow_partial: bool
     dry_run: bool
 
@@ -85,6 +110,11 @@ class TrainOptions:
     timestep_sampling: Literal["uniform", "stratified", "logit-normal"] = "uniform"
     noise_draws: int = 1
     "Of (timestep, noise) for each sample and step."
+    sampled_validation: int = 0
+    "Held-out samples whose embedding is sampled at each validation, with guidance and without."
+    validation_prompts: tuple[str, ...] = ()
+    num_validation_images: int = 1
+    "For each prompt."
 
     def __post_init__(self) -> None:
         if self.output_dir.exists() and not self.output_dir.is_dir():

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_tools import console
+from data_tools import console, models
 from train.flags import shared_options
+from train.old_flags import TrainCommand
 from train.options import TrainOptions
 from train.ranks import said_once_a_node
 
@@ -23,7 +24,7 @@ SUBFOLDERS = ("prior", "scheduler")
 LORA_TARGETS = "to_q,to_k,to_v,to_out.0"
 
 
-@click.command(name="train-prior", context_settings=console.CONTEXT)
+@click.command(name="train-prior", cls=TrainCommand, context_settings=console.CONTEXT)
 @click.option(
     "--prior-model",
     "--pretrained-prior-model-name-or-path",
@@ -44,8 +45,48 @@ LORA_TARGETS = "to_q,to_k,to_v,to_out.0"
     metavar="K",
     help="Noises and timesteps of a sample in a step, at one reading of its caption; 1 is the reference.",
 )
-@shared_options(output_dir="kandi_2_2-prior-finetuned", lora_targets=LORA_TARGETS)
-def train_prior(prior_model: str | None, **options: Any) -> None:
+@click.option(
+    "--sampled-validation",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    metavar="SAMPLES",
+    help="Held-out samples whose embedding is sampled at each validation, with guidance 1 and 4; 0: none.",
+)
+@click.option(
+    "--validation-prompts",
+    "--validation-prompt",
+    multiple=True,
+    metavar="TEXT",
+    help="Draw pictures of these at each validation. Prompts that are not in the cache (precompute "
+    "--prompts) take the base's text encoder, loaded for them.  [default: those in the cache, if "
+    "--decoder-model is given]",
+)
+@click.option(
+    "--num-validation-images",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="For each prompt.",
+)
+@click.option(
+    "--decoder-model",
+    "--pretrained-decoder-model-name-or-path",
+    metavar="REPO|DIR",
+    help="Draws the validation pictures, loaded only then.  [default: the repository the cache's latents "
+    f"were made with, else {models.DECODER}]",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(min=64),
+    default=512,
+    show_default=True,
+    metavar="PX",
+    help="A side of the validation pictures.",
+)
+@shared_options(output_dir="kandi_2_2-prior-finetuned", lora_targets=LORA_TARGETS, trained="prior")
+def train_prior(prior_model: str | None, decoder_model: str | None, resolution: int, **options: Any) -> None:
     """Fine-tune the Kandinsky 2.2 prior from a cache.
 
     The result in --output-dir loads in KandinskyV22PriorPipeline. To resume, give the same command again.
@@ -58,12 +99,13 @@ def train_prior(prior_model: str | None, **options: Any) -> None:
 
     with said_once_a_node():
         resolved = TrainOptions(**options)
-        fit(*_prepare(prior_model, resolved), resolved)
+        fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
 
 
-def _prepare(prior_model: str | None, options: TrainOptions) -> "tuple[Task, Reader]":
+def _prepare(
+    decoder_model: str | None, prior_model: str | None, resolution: int, options: TrainOptions
+) -> "tuple[Task, Reader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
-    from data_tools import models
     from train.compatibility import check_encoders, check_same_clip, check_widths
     from train.export import Base
     from train.load import required
@@ -94,7 +136,6 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
     import torch
     from diffusers import PriorTransformer
 
-    from data_tools import models
     from train.diffusion import from_scheduler_config
     from train.export import export_pipeline, model_card
     from train.load import load_model

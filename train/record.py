@@ -39,6 +39,7 @@ DERIVED = ("global_batch_size", "total_steps", "train_samples")
 def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict[str, Any]) -> dict[str, Any]:
     """Options as given, numbers derived from them, the cache's identity, library versions."""
     given = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
+    del given["hub_token"]  # a secret
     columns = {name: column.identity for name, column in reader.columns.items()}
     return {
         "trains": task.name,

@@ -1,0 +1,53 @@
+"""Command lines of diffusers' Kandinsky 2.2 scripts, where click alone would not take them.
+
+Most flags have kept their names. Here are those that became a choice of another flag, those that mean
+nothing for a cache, and those that took several values in a row.
+"""
+
+import click
+
+CHOICES = {
+    "--use-8bit-adam": ("--optimizer", "adamw-8bit"),
+    "--enable-xformers-memory-efficient-attention": ("--attention", "xformers"),
+}
+"An old flag → the flag and value that it stands for."
+UNUSED = ("--dataloader-num-workers", "--local-rank")
+"Each with one value: a thread reads the cache, and the launcher's environment says which rank this is."
+REPEATED = ("--validation-prompts",)
+"`--flag a b c` is `--flag a --flag b --flag c`."
+
+
+class TrainCommand(click.Command):
+    """A command that also takes the old scripts' command lines."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, rewritten(args))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names the old flags, which the list of options does not."""
+        formatter.write_paragraph()
+        same = ", ".join(f"{old} ({' '.join(new)})" for old, new in CHOICES.items())
+        formatter.write_text(f"Also understood: {same}; {' and '.join(UNUSED)} are ignored.")
+
+
+def rewritten(args: list[str]) -> list[str]:
+    """The same command line in the words of today's flags."""
+    new: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, _ = word.partition("=")
+        flag = flag.replace("_", "-") if flag.startswith("--") else flag
+        if flag in CHOICES and not equals:
+            new += CHOICES[flag]
+        elif flag in UNUSED:
+            if not equals and rest:
+                rest.pop(0)
+        elif flag in REPEATED and not equals:
+            first = rest.pop(0) if rest else None
+            new += [word] if first is None else [word, first]
+            while rest and not rest[0].startswith("-"):
+                new += [word, rest.pop(0)]
+        else:
+            new.append(word)
+    return new
