@@ -105,7 +105,7 @@ def _prepare(
             f"--decoder-model: {name} takes {channels} input channels, the latents have "
             f"{field.shape[0]}; inpainting and ControlNet UNets are not trained yet"
         )
-    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
+    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model", save=options.save)
     check_encoders(base, {"movq": latents}, reader)
     return make_task(base, prior, options), reader
 
@@ -117,9 +117,10 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline, model_card
+    from train.export import export_pipeline
     from train.load import load_model
     from train.lora import export_lora, lora_settings, make_adapter
+    from train.model_card import model_card
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
@@ -131,7 +132,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
     def make_loss(device: torch.device) -> Loss:
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
-    card = model_card("Kandinsky 2.2 decoder", base.name, prior=prior)
+    card = partial(model_card, options.output_dir, base, "unet", prior)
     export = partial(export_pipeline, options.output_dir, base, "unet", unet, card)
     if adapter is not None:
         export = partial(export_lora, options.output_dir, base, "unet", adapter, card)

@@ -126,7 +126,7 @@ def _prepare(
     }
     check_widths(reader, wanted, f"--prior-model: {name}")
     check_same_clip(folder, reader, flag="--prior-model")
-    base = Base.find(name, "prior", options.output_dir, flag="--prior-model")
+    base = Base.find(name, "prior", options.output_dir, flag="--prior-model", save=options.save)
     check_encoders(base, {"image_encoder": "image", "text_encoder": "text"}, reader)
     return make_task(base, options), reader
 
@@ -137,9 +137,10 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
     from diffusers import PriorTransformer
 
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline, model_card
+    from train.export import export_pipeline
     from train.load import load_model
     from train.lora import export_lora, lora_settings, make_adapter
+    from train.model_card import model_card
     from train.objectives import prior_loss
     from train.prior_model import CausalPrior
     from train.task import Loss, Task
@@ -159,7 +160,7 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
             snr_gamma=options.snr_gamma,
         )
 
-    card = model_card("Kandinsky 2.2 prior", base.name, prior=None)
+    card = partial(model_card, options.output_dir, base, "prior")
     export = partial(export_pipeline, options.output_dir, base, "prior", prior, card)
     if adapter is not None:
         export = partial(export_lora, options.output_dir, base, "prior", adapter, card)
