@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data_tools.cache.mixture import Reader
 from data_tools.errors import UserError
-from train import checkpoint
+from train import checkpoint, hub
 from train.batches import Batch, Slice, TrainingBatches, null_conditions
 from train.draws import draw
 from train.lora import seed_dropout
@@ -73,6 +73,9 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
         accelerator.print(json.dumps(record, indent=1))
         accelerator.print("nothing was written (--dry-run)")
         return
+    repository = hub.prepare(options) if accelerator.is_main_process else None
+    if repository is not None:
+        record["hub_repository"] = repository  # the model card reads it
     run = Run(task, reader, held[: options.validation_samples], options, accelerator, total_steps)
     first_step = run.resume(resume)
     batches.source = open_source(reader, options, accelerator)
@@ -89,11 +92,14 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
             click.echo(f"interrupted; {outlook}", err=True)
         sys.exit(130)
     if accelerator.is_main_process:
-        task.export()
+        # first the picture: the model card shows it
         draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
+        task.export()
         accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if repository is not None:  # the other ranks have gone: an upload may take longer than they would wait
+        click.echo(f"pushed to {hub.push(options, repository, total_steps)}")
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
