@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face hub's API: what huggingface_hub asks it to push a model, over real HTTP.
+"""A stand-in for the Hugging Face hub: what huggingface_hub asks its API to push a model, over real HTTP.
 
-Users are known by their tokens and write where a name begins with theirs. What is no text goes through LFS, as
-on the hub; what was committed can be copied into a folder.
+Users are known by their tokens and write where a name begins with theirs. What is no text goes through LFS,
+as on the hub; what was committed can be copied into a folder.
 """
 
 import base64
