@@ -15,19 +15,38 @@ from typing import TYPE_CHECKING
 from data_tools.errors import DataFault, UserError
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from train.options import TrainOptions
 
 IGNORED = ["checkpoint-*", ".*", "*/.*", "wandb/*"]
 "Not uploaded; a star of the hub's stands for slashes too."
 
 
-def prepare(options: "TrainOptions") -> str | None:
+def prepare(options: "TrainOptions", accelerator: "Accelerator") -> str | None:
     """The repository to push to, `user/name`, made if it was not there; None without `--push-to-hub`.
 
-    For one process of the job. Raises `UserError` for no login, no connection, no right to write.
+    All ranks call it, the first one asks the hub. Raises `UserError`, the same on all of them, for no login,
+    no connection, no right to write.
     """
     if not options.push_to_hub:
         return None
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[str | None] = [None, None]  # repository, mistake
+    if accelerator.is_main_process:
+        try:
+            answer[0] = _repository(options)
+        except UserError as err:
+            answer[1] = str(err)
+    repository, mistake = broadcast_object_list(answer)
+    if mistake is not None:
+        raise UserError(mistake)
+    return repository
+
+
+def _repository(options: "TrainOptions") -> str:
+    """See `prepare`."""
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -44,7 +63,7 @@ def prepare(options: "TrainOptions") -> str | None:
     try:
         user = api.whoami()["name"]
         repository = name if "/" in name else f"{user}/{name}"
-        repository = api.create_repo(repository, exist_ok=True).repo_id
+        repository = str(api.create_repo(repository, exist_ok=True).repo_id)
         # create_repo is content with a repository of somebody else's; the answer to this is 403 there
         api.preupload_lfs_files(repository, additions=[CommitOperationAdd("README.md", b"a question")])
     except HFValidationError:
@@ -71,7 +90,7 @@ def push(options: "TrainOptions", repository: str, steps: int) -> str:
         api.upload_folder(
             repo_id=repository,
             folder_path=options.output_dir,
-            commit_message=f"Trained for {steps} steps",
+            commit_message=f"Trained up to step {steps:,}",
             ignore_patterns=list(ignored),
         )
     except Exception as err:  # the hub client raises its own, requests', httpx's and xet's errors

@@ -29,9 +29,9 @@ def model_card(output: Path, base: Base, trained: str, prior: str | None = None)
     if base.save == "trained-only":
         prior = None  # only a whole pipeline is asked for it
     sections = [
-        *_front_matter(base, prior, lora=bool(record["lora"])),
+        _front_matter(base, prior, record),
         f"# {title}, fine-tuned",
-        f"{title} trained from {_origin(base)} with kandinsky-cache, on the cached outputs of its encoders.",
+        f"{title}, trained from {_origin(base)} with kandinsky-cache on cached outputs of the encoders.",
         "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in _facts(output, record).items())]),
         "`run.json` holds all options, the identity of the cache and the versions of the libraries, "
         "`metrics.jsonl` the losses.",
@@ -42,16 +42,30 @@ def model_card(output: Path, base: Base, trained: str, prior: str | None = None)
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(base: Base, prior: str | None, *, lora: bool) -> list[str]:
+def _front_matter(base: Base, prior: str | None, record: dict[str, Any]) -> str:
     lines = ["---", f"license: {_license(base.folder)}", "library_name: diffusers"]
-    if not Path(base.name).is_dir():
-        lines.append(f"base_model: {base.name}")
+    origin = _address(base.name, record)
+    if not Path(origin).is_dir():
+        lines.append(f"base_model: {origin}")
     if prior is not None:
-        # diffusers opens a folder from wherever it is called
-        named = str(Path(prior).resolve()) if Path(prior).is_dir() else prior
-        lines += ["prior:", f"- {json.dumps(named)}"]
-    tags = ["text-to-image", "kandinsky", "diffusers", "diffusers-training", *(["lora"] if lora else [])]
-    return ["\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])]
+        lines += ["prior:", f"- {json.dumps(_address(prior, record))}"]
+    tags = ["text-to-image", "kandinsky", "diffusers", "diffusers-training"]
+    tags += ["lora"] if record["lora"] else []
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _address(name: str, record: dict[str, Any]) -> str:
+    """A repository for `from_pretrained` of whoever reads the card.
+
+    A folder by its absolute path, since diffusers opens it from wherever it is called; on a card that is
+    pushed, a folder of ours by the name that it was pushed under itself.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    run = folder / "run.json"
+    known = json.loads(run.read_text()) if record.get("hub_repository") and run.is_file() else {}
+    return known.get("hub_repository") or str(folder.resolve())
 
 
 def _license(folder: Path) -> str:
@@ -77,10 +91,9 @@ def _facts(output: Path, record: dict[str, Any]) -> dict[str, str]:
         "trained": f"all weights of `{record['trains']}/`" if lora is None else _lora(lora),
         "samples": f"{record['train_samples']:,}" + (f", {held:,} more for validation" if held else ""),
         "steps": f"{record['total_steps']:,} of {record['global_batch_size']} samples",
-        "learning rate": f"{options['learning_rate']:g}, {options['lr_scheduler'].replace('_', ' ')}, "
-        f"{options['lr_warmup_steps']} steps of warm-up",
+        "learning rate": _learning_rate(options),
         "optimizer": f"{options['optimizer']}, weight decay {options['adam_weight_decay']:g}",
-        "precision": options["mixed_precision"] or "as accelerate was configured",
+        "precision": {"no": "fp32"}.get(record["mixed_precision"], record["mixed_precision"]),
         "conditions dropped": f"{options['cond_dropout']:g}",
     }
     columns = [name.removeprefix("latents@") for name in record["cache"]["columns"] if "@" in name]
@@ -93,6 +106,13 @@ def _facts(output: Path, record: dict[str, Any]) -> dict[str, str]:
     if options["use_ema"]:
         facts["EMA"] = f"decay {options['ema_decay']:g}; the weights here are the average"
     return {**facts, **_losses(output)}
+
+
+def _learning_rate(options: dict[str, Any]) -> str:
+    said = f"{options['learning_rate']:g}, {options['lr_scheduler'].replace('_', ' ')}"
+    if options["lr_scheduler"] == "constant":  # which has no warm-up
+        return said
+    return f"{said}, {options['lr_warmup_steps']} steps of warm-up"
 
 
 def _lora(lora: dict[str, Any]) -> str:
@@ -119,7 +139,7 @@ def _pictures(output: Path) -> list[str]:
 def _loading(base: Base, trained: str, record: dict[str, Any]) -> list[str]:
     """Code that runs as it stands: in the finished folder, or anywhere once that is on the hub."""
     here = json.dumps(record.get("hub_repository") or ".")
-    origin = json.dumps(str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name)
+    origin = json.dumps(_address(base.name, record))
     lora = record["lora"]
     merged = f"; the LoRA is merged into `{trained}/`" if lora else ""
     if base.save == "trained-only":

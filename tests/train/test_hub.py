@@ -39,6 +39,7 @@ def online(hub, tmp_path, monkeypatch):
 
 def in_a_process(hub, tmp_path, *command):
     environment = {**runs.environment(), **HUB, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     environment.pop("HF_TOKEN", None)
     return subprocess.run(
         [sys.executable, *map(str, command)],
@@ -80,7 +81,7 @@ def test_whole_command_pushes_what_the_stock_pipeline_loads(hub, cache, tmp_path
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"pushed to {hub.endpoint}/ann/my-prior"
     pushed = hub.repositories["ann/my-prior"]
-    assert pushed.messages == ["Trained for 3 steps"]
+    assert pushed.messages == ["Trained up to step 3"]
     assert pushed.files == public_files(output)
     assert {"model_index.json", "README.md", "run.json", "metrics.jsonl", "loss.png"} <= pushed.files.keys()
     snapshot = hub.snapshot("ann/my-prior", tmp_path / "downloaded")
@@ -172,3 +173,20 @@ def test_neither_a_dry_run_nor_a_run_without_the_flag_asks_the_hub(hub, online, 
     runs.train("prior", cache, tmp_path / "b", "--max-train-steps", "1", "--hub-token", TOKEN)
     assert hub.requests == []
     without_token(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_ranks_push_once_and_end_alike_at_a_mistake(hub, cache, tmp_path):
+    output, flags = tmp_path / "out", ("--max-train-steps", "1", "--push-to-hub", "--hub-token")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train.prior")
+    done = in_a_process(hub, tmp_path, *launcher, *runs.arguments(cache, output, *flags, "hf_wrong"))
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("--hub-token: this token is not")]
+    assert len(said) == 1
+    assert "[rank" not in done.stderr  # where torchrun shows a traceback
+    assert not output.exists()
+    done = in_a_process(hub, tmp_path, *launcher, *runs.arguments(cache, output, *flags, TOKEN))
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories["ann/out"].messages == ["Trained up to step 1"]
+    assert hub.repositories["ann/out"].files == public_files(output)
+    assert sum(request.endswith("whoami-v2") for request in hub.requests) == 2

@@ -48,6 +48,7 @@ def test_card_says_what_was_done(kind, finished):
     assert facts["learning rate"] == "0.0001, cosine, 2 steps of warm-up"
     assert facts["optimizer"] == "adamw, weight decay 0.01"
     assert facts["min-SNR"] == "gamma 5"
+    assert facts["precision"] == "fp32"
     assert facts.get("resolution") == {"prior": None, "decoder": "64 px"}[kind]
     for key in ("loss", "validation_loss"):
         step, value = max(runs.series(finished[kind], key).items())
@@ -90,7 +91,8 @@ def test_card_shows_the_newest_pictures_and_the_name_on_the_hub(kind, finished, 
     (output / "validation").mkdir(parents=True)
     record = json.loads((finished[kind] / "run.json").read_text())
     record["hub_repository"] = "ann/my-run"
-    record["options"].update(use_ema=True, ema_decay=0.99, mixed_precision="bf16", snr_gamma=None)
+    record["mixed_precision"] = "bf16"
+    record["options"].update(use_ema=True, ema_decay=0.99, snr_gamma=None)
     (output / "run.json").write_text(json.dumps(record))
     for seconds, name in ((300, "step-000020.png"), (200, "step-000010.png")):
         (output / "validation" / name).write_bytes(b"")
@@ -102,3 +104,15 @@ def test_card_shows_the_newest_pictures_and_the_name_on_the_hub(kind, finished, 
     assert facts["EMA"] == "decay 0.99; the weights here are the average"
     assert facts["precision"] == "bf16"
     assert not {"min-SNR", "loss", "validation loss"} & facts.keys()
+
+
+def test_pushed_decoder_names_the_prior_as_that_was_pushed(finished, pocket, tmp_path):
+    output, prior = tmp_path / "run", tmp_path / "prior"
+    for folder, name in ((output, "ann/decoder"), (prior, "ann/prior")):
+        folder.mkdir()
+        record = json.loads((finished["decoder"] / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "hub_repository": name}))
+    base = base_of("decoder", pocket / "decoder", output)
+    assert ModelCard(model_card(output, base, "unet", str(prior))).data.get("prior") == ["ann/prior"]
+    (output / "run.json").write_text(json.dumps(record | {"hub_repository": None}))
+    assert ModelCard(model_card(output, base, "unet", str(prior))).data.get("prior") == [str(prior)]
