@@ -63,6 +63,7 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
     resolved = {
         "total_steps": total_steps,
         "global_batch_size": share.global_batch_size,
+        "mixed_precision": accelerator.mixed_precision,
         "train_samples": num_samples,
         "validation_samples": min(len(held), options.validation_samples),
     }
@@ -73,7 +74,7 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
         accelerator.print(json.dumps(record, indent=1))
         accelerator.print("nothing was written (--dry-run)")
         return
-    repository = hub.prepare(options) if accelerator.is_main_process else None
+    repository = hub.prepare(options, accelerator)
     if repository is not None:
         record["hub_repository"] = repository  # the model card reads it
     run = Run(task, reader, held[: options.validation_samples], options, accelerator, total_steps)
@@ -98,7 +99,8 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
         accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    if repository is not None:  # the other ranks have gone: an upload may take longer than they would wait
+    if repository is not None and accelerator.is_main_process:
+        # the other ranks have gone: an upload may take longer than they would wait
         click.echo(f"pushed to {hub.push(options, repository, total_steps)}")
 
 
