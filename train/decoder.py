@@ -57,10 +57,10 @@ def train_decoder(
     train-decoder --cache shards/
     accelerate launch -m train.decoder --cache shards/ --mixed-precision bf16
     """
-    from train.loop import fit
+    from train.fit import fit
 
     with said_once_a_node():
-        resolved = TrainOptions(**options)
+        resolved = TrainOptions.given(**options)
         fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
 
 
@@ -81,7 +81,9 @@ def _prepare(
     from train.load import required
     from train.reading import open_reader
     from train.record import check_output
+    from train.requirements import check_requirements
 
+    check_requirements(options)
     check_output(options.output_dir, "unet")
     latents = latents_column(options.places, resolution)
     reader = open_reader(options, ["image", latents])
@@ -126,6 +128,8 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
 
     lora = lora_settings(options, LORA_TARGETS)
     unet = load_model(UNet2DConditionModel, base.folder / "unet", base.flag)
+    if options.attention == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
     adapter = make_adapter(unet, lora, seed=options.seed)
     schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
@@ -146,6 +150,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
+        compile=lambda mode: unet.compile(mode=mode, dynamic=False),
         export=export,
         adapter=adapter,
     )

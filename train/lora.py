@@ -11,7 +11,6 @@ diffusers' `save_lora_adapter` writes the same tensors with all options of the i
 one cannot read, and with the dropout, which would then be active in a pipeline.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -55,11 +54,9 @@ class LoraSettings:
 
 
 def lora_settings(options: "TrainOptions", default_targets: str) -> LoraSettings | None:
-    """What the flags ask for; None: all weights are trained. Raises `UserError` without peft."""
+    """What the flags ask for; None: all weights are trained."""
     if options.lora_rank is None:
         return None
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("--lora-rank: needs the library peft: pip install 'kandinsky-cache[lora]'")
     given = default_targets if options.lora_targets is None else options.lora_targets
     targets = sorted({name.strip() for name in given.split(",")})
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha

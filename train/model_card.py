@@ -124,7 +124,7 @@ def _losses(output: Path) -> dict[str, str]:
     last: dict[str, str] = {}
     for line in read_metrics(output / "metrics.jsonl"):
         for key in line:
-            if key == "loss" or key.startswith("validation_loss"):
+            if key in ("loss", "validation_loss", "ema_validation_loss"):
                 last[key.replace("_", " ")] = f"{line[key]:.4g} at step {line['step']:,}"
     return last
 
