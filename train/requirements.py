@@ -1,6 +1,7 @@
 """What the chosen flags need and may not be there: asked before anything is loaded."""
 
 import importlib.util
+import logging
 
 from data_tools.errors import UserError
 from train import trackers
@@ -9,6 +10,8 @@ from train.options import TrainOptions
 
 def check_requirements(options: TrainOptions) -> None:
     """Raises `UserError` for a library or a device that a flag needs and that is missing."""
+    # diffusers imports it wherever it is installed, and without a GPU it warns of kernels for inference
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     trackers.chosen(options.report_to)
     if options.optimizer == "adamw-8bit":
         _installed("bitsandbytes", "8bit", "--optimizer: adamw-8bit")
