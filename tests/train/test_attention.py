@@ -50,7 +50,9 @@ def test_every_choice_has_a_kernel():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-@pytest.mark.parametrize("flag", [("--attention", "xformers"), ("--enable_xformers_memory_efficient_attention",)])
+@pytest.mark.parametrize(
+    "flag", [("--attention", "xformers"), ("--enable_xformers_memory_efficient_attention",)]
+)
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_xformers_without_its_library_or_a_gpu_is_refused(kind, flag, cache, tmp_path):
     ended = runs.program(kind, *runs.arguments(cache, tmp_path / "out", *flag))

@@ -8,9 +8,9 @@ import torch
 
 from tests.precompute.command import precompute
 from tests.train import runs
-from train.step import Step
 from train.options import LENGTH_WINDOW, TrainOptions
 from train.prefetch import Prefetch
+from train.step import Step
 
 CPU = torch.device("cpu")
 FEW = ("--max-train-steps", "6", "--checkpointing-steps", "3", "--adam-epsilon", "1e-2")

@@ -30,7 +30,9 @@ def test_captions_of_any_length_come_in_few_shapes(cache, tmp_path, monkeypatch)
     counter = CompileCounter()
     original = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, mode, dynamic: original(self, backend=counter, dynamic=dynamic)
+        torch.nn.Module,
+        "compile",
+        lambda self, mode, dynamic: original(self, backend=counter, dynamic=dynamic),
     )
     flags = ("--compile", "--train-batch-size", "2", "--max-train-steps", "20", "--no-group-by-length")
     runs.train("prior", cache, tmp_path / "out", *flags)

@@ -54,9 +54,16 @@ def test_weights_are_back_to_the_bit_after_an_error_inside():
     parameter = nn.Parameter(torch.randn(9))
     ema = Ema([parameter], limit=0.9)
     own, average = parameter.detach().clone(), ema.shadow[0].copy_(torch.randn(9)).clone()
-    with pytest.raises(RuntimeError), ema.in_place():
-        assert torch.equal(parameter, average)
-        raise RuntimeError
+    seen = []
+
+    def fails():
+        with ema.in_place():
+            seen.append(parameter.detach().clone())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert torch.equal(seen[0], average)
     assert torch.equal(parameter, own)
     assert torch.equal(ema.shadow[0], average)
 

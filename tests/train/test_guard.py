@@ -27,6 +27,13 @@ def watched(request):
     return Guard(Accelerator(cpu=True), optimizer, lambda step: KEYS), optimizer, weight
 
 
+def run(watched, *steps):
+    """Steps of (losses, gradient), and the look that a line of metrics takes."""
+    for step, (losses, gradient) in enumerate(steps):
+        take(watched, step, losses, gradient)
+    watched[0].check()
+
+
 def take(watched, step, losses, gradient):
     """One step of two rounds of two samples."""
     guard, optimizer, weight = watched
@@ -37,30 +44,30 @@ def take(watched, step, losses, gradient):
     optimizer.step()
 
 
+SOUND = ([1.0, 2.0, 3.0, 4.0], 0.5)
+
+
 def test_sound_steps_are_taken(watched):
-    take(watched, 0, [1.0, 2.0, 3.0, 4.0], 0.5)
-    take(watched, 1, [1.0, 2.0, 3.0, 4.0], 0.5)
-    watched[0].check()
+    run(watched, SOUND, SOUND)
     assert bool((watched[2] < 0.95).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_names_its_sample_and_changes_nothing(watched, value):
-    take(watched, 0, [1.0, 2.0, 3.0, 4.0], 0.5)
+    take(watched, 0, *SOUND)
     before = watched[2].detach().clone()
-    message = r"^loss: not finite in the step after 1, samples picture-2; its update was not made"
-    with pytest.raises(DataFault, match=message):  # SGD: at once
-        take(watched, 1, [1.0, 2.0, value, 4.0], 0.5)
-        take(watched, 2, [1.0, value, 3.0, 4.0], 0.5)  # the first one counts
-        watched[0].check()
+    message = r"^loss: not finite in the step after 0, samples picture-2; its update was not made"
+    with pytest.raises(DataFault, match=message):  # SGD: at once; the first one counts
+        run(watched, ([1.0, 2.0, value, 4.0], 0.5), ([1.0, value, 3.0, 4.0], 0.5))
     assert torch.equal(watched[2], before)
 
 
 def test_gradient_that_is_not_finite_names_the_batch(watched):
-    message = r"^gradient: not finite in the step after 0, samples picture-0, picture-1, picture-2, picture-3;"
+    message = (
+        r"^gradient: not finite in the step after 0, samples picture-0, picture-1, picture-2, picture-3;"
+    )
     with pytest.raises(DataFault, match=message):
-        take(watched, 0, [1.0, 2.0, 3.0, 4.0], float("inf"))
-        watched[0].check()
+        run(watched, (SOUND[0], float("inf")))
     assert torch.equal(watched[2], torch.ones(4))
 
 

@@ -1,4 +1,4 @@
-"""--report-to: what is in metrics.jsonl is in TensorBoard too, and what is missing is said before training."""
+"""--report-to: TensorBoard has what metrics.jsonl has; what is missing is said before training."""
 
 import importlib.util
 
