@@ -144,6 +144,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         noised="latents",
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
+        make_draw_losses=make_loss,  # the UNet takes one draw a sample
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
         export=export,
         adapter=adapter,
