@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -29,11 +30,12 @@ from train.meter import Meter, require_finite
 from train.metrics import MetricsFile, draw_losses
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
+from train.preview import Previews
 from train.reading import open_source, ordering
 from train.record import check_continuation, open_run, run_record
 from train.schedules import lr_factor
 from train.task import Task
-from train.validation import Samples, held_out_loss
+from train.validation import Samples, Validator, as_text
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -136,6 +138,7 @@ class Run:
     ) -> None:
         self.task, self.reader, self.held, self.options = task, reader, held, options
         self.accelerator, self.total_steps = accelerator, total_steps
+        self.previews = Previews(task, task.preview, reader, options, accelerator) if task.preview else None
         if options.gradient_checkpointing:
             task.enable_gradient_checkpointing()
         if task.adapter:
@@ -147,6 +150,7 @@ class Run:
         self.training = checkpoint.Training(task.name, saved, optimizer, parameters, accelerator.scaler)
         self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
+        self.validator = Validator(task, self.null, reader, held, options, accelerator)
 
     def resume(self, folder: Path | None) -> int:
         """Continue from a checkpoint, or start at step 0. Raises `UserError` if that cannot be done."""
@@ -180,21 +184,8 @@ class Run:
                     if metrics:
                         metrics.write(step, **values)
                         bar.set_postfix_str(meter.as_text(values), refresh=False)
-                if validates and len(self.held):
-                    value = held_out_loss(
-                        self.task,
-                        self.loss,
-                        self.null,
-                        self.reader,
-                        batches.source,
-                        self.held,
-                        options,
-                        self.accelerator,
-                    )
-                    require_finite(value, "validation loss", f"at step {step}")
-                    if metrics:
-                        metrics.write(step, validation_loss=value)
-                        bar.write(f"step {step}: validation loss {value:.4f}")
+                if validates:
+                    self._validate(step, batches, metrics, bar)
                 if saves:
                     self._save(step)
                 if validates or saves:
@@ -204,6 +195,19 @@ class Run:
                 meter.lr = self._set_lr(step)
                 self._step(step, stream, meter)
                 bar.update()
+
+    def _validate(
+        self, step: int, batches: TrainingBatches, metrics: MetricsFile | None, bar: "tqdm[Any]"
+    ) -> None:
+        """Measure and draw with the weights as they are now."""
+        values = self.validator.measure(batches.source, self.task.module)
+        for name, value in values.items():
+            require_finite(value, name.replace("_", " "), f"at step {step}")
+        if metrics and values:
+            metrics.write(step, **values)
+            bar.write(f"step {step}: {as_text(values)}")
+        if self.previews:
+            self.previews.draw(step, self.task.module)
 
     def _step(self, step: int, stream: Generator[tuple[Batch, Tensor], None, None], meter: Meter) -> None:
         """One optimizer step; nothing in it waits for the device."""
