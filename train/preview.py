@@ -45,12 +45,8 @@ SAMPLED_ROWS = 32
 "Embeddings sampled at a time."
 DECODER = ("unet", "scheduler", "movq")
 FLAG = "--decoder-model"
-CASTS: dict[str, Callable[[Any], Any]] = {
-    "no": nn.Module.float,
-    "fp16": nn.Module.half,
-    "bf16": nn.Module.bfloat16,
-}
-"Precision of the run → that of the decoder; diffusers' own `to` warns of what does not concern us."
+CASTS: dict[str, Callable[[Any], Any]] = {"fp16": nn.Module.half, "bf16": nn.Module.bfloat16}
+"Half precision of the run → the decoder's; diffusers' own `to` warns of what does not concern us."
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,9 @@ class Previews:
         """A picture of each embedding (P · I, D), those of one prompt at a time."""
         device, count = self.accelerator.device, self.options.num_validation_images
         if self._pipeline is None:
-            self._pipeline = _load_decoder(self.plan.decoder, CASTS[self.accelerator.mixed_precision])
+            self._pipeline = _load_decoder(
+                self.plan.decoder, CASTS.get(self.accelerator.mixed_precision, nn.Module.float)
+            )
         parts = (self._pipeline.unet, self._pipeline.movq)
         pictures: list[Image.Image] = []
         try:
