@@ -149,6 +149,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         noised="latents",
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
+        make_draw_losses=make_loss,  # the UNet takes one draw a sample
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
         compile=lambda mode: unet.compile(mode=mode, dynamic=False),
         export=export,

@@ -23,11 +23,13 @@ from train.meter import Meter
 from train.metrics import MetricsFile
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
+from train.preview import Previews
 from train.schedules import lr_factor
 from train.step import Step
 from train.stop import StopRequest
 from train.task import Task
-from train.validation import held_out_loss
+from train.trackers import log_pictures
+from train.validation import Validator, as_text
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Run:
     ) -> None:
         self.task, self.reader, self.batches, self.options = task, reader, batches, options
         self.accelerator, self.lengths = accelerator, lengths
+        # before the model is on the device: prompts may have to be encoded
+        self.previews = Previews(task, task.preview, reader, options, accelerator) if task.preview else None
         if options.gradient_checkpointing:
             task.enable_gradient_checkpointing()
         if task.adapter:
@@ -89,6 +93,8 @@ class Run:
         self.training = checkpoint.Training(task.name, saved, optimizer, named, accelerator.scaler, ema)
         self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
+        held = batches.held_out[: options.validation_samples]
+        self.validator = Validator(task, self.null, reader, held, options, accelerator)
         self.guard = Guard(accelerator, optimizer, batches.keys)
         self.stop = StopRequest(accelerator)
         self.step = Step(
@@ -143,11 +149,9 @@ class Run:
                     values = meter.read() | self.guard.counts()
                     self._log(step, values, metrics)
                     bar.set_postfix_str(meter.as_text(values), refresh=False)
-                if validates and lengths.validation_samples:
-                    values = self._validate()
-                    require_finite(values["validation_loss"], "validation loss", f"at step {step}")
+                if validates and (values := self._validate(step)):
                     self._log(step, values, metrics)
-                    bar.write(f"step {step}: validation loss {values['validation_loss']:.4f}")
+                    bar.write(f"step {step}: {as_text(values)}")
                 if saves:
                     self._save(step)
                 if validates or saves:
@@ -165,23 +169,22 @@ class Run:
         ema = self.training.ema
         return nullcontext() if ema is None else ema.in_place()
 
-    def _validate(self) -> dict[str, float]:
-        """What is measured on the held-out samples, with the weights as they are and with the averages."""
+    def _validate(self, step: int) -> dict[str, float]:
+        """What is measured on held-out samples, of the weights and of their averages; draws the pictures."""
         eager = torch.compiler.set_stance("force_eager") if self.options.compile else nullcontext()
         with eager:
             values = self._measure()
-            if self.training.ema is not None:
-                with self.averaged():
+            with self.averaged():
+                if self.training.ema is not None:
                     values |= {f"ema_{name}": value for name, value in self._measure().items()}
+                if self.previews is not None:
+                    log_pictures(self.accelerator, self.previews.draw(step, self.task.module), step)
+        for name, value in values.items():
+            require_finite(value, name.replace("_", " "), f"at step {step}")
         return values
 
     def _measure(self) -> dict[str, float]:
-        held = self.batches.held_out[: self.options.validation_samples]
-        source = self.batches.source
-        value = held_out_loss(
-            self.task, self.loss, self.null, self.reader, source, held, self.options, self.accelerator
-        )
-        return {"validation_loss": value}
+        return self.validator.measure(self.batches.source, self.task.module)
 
     def _log(self, step: int, values: dict[str, float], metrics: MetricsFile | None) -> None:
         if metrics is not None:
