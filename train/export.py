@@ -12,7 +12,7 @@ from pathlib import Path
 from data_tools import models
 from data_tools.cache.identity import digest, hash_files
 from data_tools.errors import UserError
-from train.checkpoint import Saveable
+from train.checkpoint import Saved
 from train.writing import writing
 
 
@@ -51,7 +51,7 @@ class Base:
         return cls(name, flag, folder, tuple(listed), _identity(folder, trained, flag))
 
 
-def export_pipeline(output: Path, base: Base, trained: str, model: Saveable, card: str) -> None:
+def export_pipeline(output: Path, base: Base, trained: str, model: Saved, card: str) -> None:
     """Write `output` so that the stock pipeline loads it: model_index.json, all components, README.md."""
     with writing(output):
         _save(model, output / trained)
@@ -61,7 +61,7 @@ def export_pipeline(output: Path, base: Base, trained: str, model: Saveable, car
         shutil.copyfile(base.folder / "model_index.json", output / "model_index.json")
 
 
-def _save(model: Saveable, folder: Path) -> None:
+def _save(model: Saved, folder: Path) -> None:
     """Replace the weights in `folder`, and no other file."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -32,10 +32,11 @@ from train.options import TrainOptions
 from train.reading import open_source, ordering
 from train.record import check_continuation, open_run, run_record
 from train.schedules import lr_factor
+from train.sharding import clip_grad_norm, fsdp_plugin, prepare, set_up_fsdp
 from train.task import Task
 from train.validation import Samples, held_out_loss
 
-PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+KINDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
@@ -89,7 +90,8 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
             click.echo(f"interrupted; {outlook}", err=True)
         sys.exit(130)
     if accelerator.is_main_process:
-        task.export()
+        last = checkpoint.checkpoints(options.output_dir)[-1]
+        task.export(checkpoint.Saved(last / task.name))
         draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
         accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
     accelerator.wait_for_everyone()
@@ -99,18 +101,20 @@ def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """Device, precision and ranks. Raises `UserError` for what cannot be kept."""
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    plugin = fsdp_plugin(os.environ)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
+        fsdp_plugin=plugin,
         # as a plugin: the environment variable of `accelerate launch` would win over a plain number
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
         ),
     )
-    if accelerator.distributed_type not in PLAIN:
+    if plugin is not None:
+        set_up_fsdp(accelerator, plugin)
+    if accelerator.distributed_type not in KINDS:
         kind = accelerator.distributed_type.value
-        raise UserError(
-            f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
-        )
+        raise UserError(f"accelerate: {kind} is not supported, wanted one process, DDP or FSDP")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
         raise UserError(
@@ -142,10 +146,10 @@ class Run:
             task.adapter.freeze_in(accelerator.mixed_precision)
         task.module.to(accelerator.device).train()
         optimizer, parameters = make_optimizer(task.module, options)
-        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.loss = task.make_loss(accelerator.device)  # before weights are sharded: it reads some of them
+        self.module, self.optimizer, parameters = prepare(accelerator, task.module, optimizer, parameters)
         saved = task.adapter or task.model
         self.training = checkpoint.Training(task.name, saved, optimizer, parameters, accelerator.scaler)
-        self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
 
     def resume(self, folder: Path | None) -> int:
@@ -228,7 +232,7 @@ class Run:
                 accelerator.backward(losses.mean())
                 if accelerator.sync_gradients and options.max_grad_norm > 0:
                     parameters = [parameter for _, parameter in self.training.parameters]
-                    meter.grad_norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
+                    meter.grad_norm = clip_grad_norm(accelerator, parameters, options.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             meter.add(losses)
@@ -252,8 +256,5 @@ class Run:
     def _save(self, step: int) -> None:
         # the last update may have gone wrong although every loss before it was finite
         require_finite(checkpoint.largest(self.training), "weights", f"after step {step}")
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.options.output_dir, step, self.training, keep=self.options.checkpoints_total_limit
-            )
-        self.accelerator.wait_for_everyone()
+        keep = self.options.checkpoints_total_limit
+        checkpoint.save(self.options.output_dir, step, self.training, keep=keep)

@@ -154,15 +154,15 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
         return partial(
             prior_loss,
             schedule=schedule.to(device),
-            clip_mean=prior.clip_mean,
-            clip_std=prior.clip_std,
+            clip_mean=prior.clip_mean.detach().clone(),  # whole, also where the prior's own are sharded
+            clip_std=prior.clip_std.detach().clone(),
             snr_gamma=options.snr_gamma,
         )
 
     card = model_card("Kandinsky 2.2 prior", base.name, prior=None)
-    export = partial(export_pipeline, options.output_dir, base, "prior", prior, card)
+    export = partial(export_pipeline, options.output_dir, base, "prior", card=card)
     if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "prior", adapter, card)
+        export = partial(export_lora, options.output_dir, base, "prior", adapter=adapter, card=card)
     return Task(
         name="prior",
         base=base,

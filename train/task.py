@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from train.batches import Batch
+from train.checkpoint import Saved
 from train.draws import Draws
 from train.export import Base
 from train.lora import Adapter
@@ -31,8 +32,8 @@ class Task:
     num_train_timesteps: int
     make_loss: Callable[[torch.device], Loss]
     enable_gradient_checkpointing: Callable[[], None]
-    export: Callable[[], None]
-    "Write the finished pipeline into the output folder."
+    export: Callable[[Saved], None]
+    "Write the finished pipeline, with these weights, into the output folder."
     base: Base
     "The pipeline that training starts from."
     adapter: Adapter | None = None
