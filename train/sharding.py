@@ -10,6 +10,7 @@ What a checkpoint holds is whole: `gathered` puts a tensor together, `like` take
 """
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +28,8 @@ from data_tools.errors import DataFault, UserError
 from train.ranks import WAIT_SECONDS
 
 Named = list[tuple[str, nn.Parameter]]
-BLOCKS = ("transformer_blocks", "down_blocks", "mid_block", "up_blocks")
-"Parts of the diffusers models whose children are put together one at a time."
+BLOCK = re.compile(r"(.*\.)?((transformer|down|up)_blocks\.\d+|mid_block)")
+"Parts of the diffusers models that are put together one at a time."
 
 
 def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugin | None:
@@ -85,12 +86,7 @@ def _chosen(plugin: FullyShardedDataParallelPlugin) -> bool:
 
 def block_classes(module: nn.Module) -> list[str]:
     """Class names of a diffusers model's blocks."""
-    found = set()
-    for name, child in module.named_modules():
-        parent, _, last = name.rpartition(".")
-        if last == "mid_block" or parent.rpartition(".")[2] in BLOCKS:
-            found.add(type(child).__name__)
-    return sorted(found)
+    return sorted({type(part).__name__ for name, part in module.named_modules() if BLOCK.fullmatch(name)})
 
 
 def clip_grad_norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
