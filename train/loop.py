@@ -111,7 +111,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         ),
     )
     if plugin is not None:
-        set_up_fsdp(accelerator, plugin)
+        set_up_fsdp(accelerator, plugin, options.optimizer)
     if accelerator.distributed_type not in KINDS:
         kind = accelerator.distributed_type.value
         raise UserError(f"accelerate: {kind} is not supported, wanted one process, DDP or FSDP")

@@ -44,11 +44,8 @@ def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugi
     return plugin
 
 
-def set_up_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Have Accelerate shard on the CPU too, and add gradients up in float32.
-
-    Raises `UserError` for fp16, whose scaled gradients nobody has tried sharded.
-    """
+def set_up_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin, optimizer: str) -> None:
+    """Have Accelerate shard on the CPU too, and add gradients up in float32. Raises `UserError`."""
     state = accelerator.state
     if accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate takes the plugin on GPUs only; all that it does with it works over gloo as well
@@ -58,10 +55,11 @@ def set_up_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
             plugin.set_mixed_precision(accelerator.mixed_precision)
     if accelerator.mixed_precision == "fp16":
         raise UserError("--mixed-precision: fp16 is not supported with FSDP, wanted bf16 or no")
+    if optimizer != "adamw":  # Adafactor's row means and 8-bit blocks do not know of shards
+        raise UserError(f"--optimizer: {optimizer} is not supported with FSDP, wanted adamw")
     if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = dataclasses.replace(
-            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=torch.float32
-        )
+        policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        plugin.mixed_precision_policy = policy
 
 
 def prepare(
