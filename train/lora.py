@@ -169,9 +169,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def export_lora(
-    output: Path, base: Base, name: str, weights: Saved, *, adapter: Adapter, card: str
-) -> None:
+def export_lora(output: Path, base: Base, name: str, weights: Saved, *, adapter: Adapter, card: str) -> None:
     """Write `output`: the LoRA by itself, and the whole pipeline with the LoRA merged into the base.
 
     The weights merged into are the base's own in float32, whatever they were kept in while training.

@@ -40,7 +40,9 @@ def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugi
         raise UserError("accelerate: FSDP of version 1 is not supported, wanted --fsdp_version 2")
     plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
     if plugin.activation_checkpointing:
-        raise UserError("accelerate: fsdp_activation_checkpointing is not heeded; give --gradient-checkpointing")
+        raise UserError(
+            "accelerate: fsdp_activation_checkpointing is not heeded; give --gradient-checkpointing"
+        )
     return plugin
 
 
@@ -74,7 +76,11 @@ def prepare(
         plugin.transformer_cls_names_to_wrap = block_classes(module)
     prepared, wrapped = accelerator.prepare(module, optimizer)
     now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return prepared, wrapped, [(name, parameter) for (name, _), parameter in zip(parameters, now, strict=True)]
+    return (
+        prepared,
+        wrapped,
+        [(name, parameter) for (name, _), parameter in zip(parameters, now, strict=True)],
+    )
 
 
 def _chosen(plugin: FullyShardedDataParallelPlugin) -> bool:
@@ -114,7 +120,9 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor with all ranks' parts; they all call this."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to(tensor.device_mesh.device_type).full_tensor()  # parts may lie on the CPU: fsdp_offload_params
+    return tensor.to(
+        tensor.device_mesh.device_type
+    ).full_tensor()  # parts may lie on the CPU: fsdp_offload_params
 
 
 def like(tensor: Tensor, own: Tensor | None) -> Tensor:
