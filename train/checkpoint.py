@@ -135,12 +135,13 @@ def _averaged(training: Training, own: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _save_weights(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
     """Write `weights` as `model.save_pretrained` writes its own: the same files for the same weights."""
-    if not isinstance(model, nn.Module):
-        return model.write(folder, weights)
-    with torch.device("meta"):
-        empty = class_of(model).from_config(model.config)
-    empty.load_state_dict(weights, assign=True)
-    empty.save_pretrained(folder)
+    if isinstance(model, nn.Module):
+        with torch.device("meta"):
+            empty = class_of(model).from_config(model.config)
+        empty.load_state_dict(weights, assign=True)
+        empty.save_pretrained(folder)
+    else:
+        model.write(folder, weights)
 
 
 def _sync(folder: Path) -> None:

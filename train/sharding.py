@@ -4,7 +4,7 @@ Each rank keeps a part of every parameter (a `DTensor`, cut along its first axis
 optimizer state. A block of the model is put together when it is needed and let go afterwards.
 
     accelerate launch --use_fsdp --fsdp_version 2 -m train.prior --cache shards/
-    ACCELERATE_USE_FSDP=true FSDP_VERSION=2 ACCELERATE_USE_CPU=true torchrun … -m train.prior …    without a GPU
+    ACCELERATE_USE_CPU=true accelerate launch --use_fsdp …        without a GPU, over gloo
 
 What a checkpoint holds is whole: `gathered` puts a tensor together, `like` takes it apart again.
 """
@@ -120,9 +120,8 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor with all ranks' parts; they all call this."""
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to(
-        tensor.device_mesh.device_type
-    ).full_tensor()  # parts may lie on the CPU: fsdp_offload_params
+    there: DTensor = tensor.to(tensor.device_mesh.device_type)  # with fsdp_offload_params from the CPU
+    return there.full_tensor()
 
 
 def like(tensor: Tensor, own: Tensor | None) -> Tensor:

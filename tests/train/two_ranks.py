@@ -1,4 +1,4 @@
-"""What each of two ranks does with a sharded prior, and what it sees; started by torchrun from test_sharding.py.
+"""What each of two ranks does with a sharded prior, and what it sees; test_sharding.py starts it.
 
 torchrun … -m tests.train.two_ranks CACHE FOLDER        leaves FOLDER/rank-0.json and rank-1.json
 """
