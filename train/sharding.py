@@ -120,8 +120,9 @@ def whole(tensor: Tensor) -> Tensor:
     """The tensor with all ranks' parts; they all call this."""
     if not isinstance(tensor, DTensor):
         return tensor
-    there: DTensor = tensor.to(tensor.device_mesh.device_type)  # with fsdp_offload_params from the CPU
-    return there.full_tensor()
+    there: Any = tensor.to(tensor.device_mesh.device_type)  # with fsdp_offload_params from the CPU
+    complete: Tensor = there.full_tensor()
+    return complete
 
 
 def like(tensor: Tensor, own: Tensor | None) -> Tensor:
