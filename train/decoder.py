@@ -137,9 +137,9 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
     card = partial(model_card, options.output_dir, base, "unet", prior)
-    export = partial(export_pipeline, options.output_dir, base, "unet", unet, card)
+    export = partial(export_pipeline, options.output_dir, base, "unet", card=card)
     if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "unet", adapter, card)
+        export = partial(export_lora, options.output_dir, base, "unet", card=card)
     return Task(
         name="unet",
         base=base,

@@ -178,9 +178,9 @@ def make_task(base: "Base", options: TrainOptions, preview: "PreviewPlan | None"
         return partial(sample_embeddings, scheduler=scheduler, **stats(device))
 
     card = partial(model_card, options.output_dir, base, "prior")
-    export = partial(export_pipeline, options.output_dir, base, "prior", prior, card)
+    export = partial(export_pipeline, options.output_dir, base, "prior", card=card)
     if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "prior", adapter, card)
+        export = partial(export_lora, options.output_dir, base, "prior", card=card)
     return Task(
         name="prior",
         base=base,
