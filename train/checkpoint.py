@@ -56,7 +56,8 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
     """
     target = folder / f"checkpoint-{step}"
     temporary = folder / f".tmp-checkpoint-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".tmp-*checkpoint-*"):  # by runs that were killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         with writing(target):
             _write(temporary, step, training)

@@ -166,3 +166,12 @@ def test_one_rank_continues_what_two_had_done_when_one_of_them_was_killed(kind, 
     assert [line.keys() for line in runs.metrics(output)] == [line.keys() for line in runs.metrics(alone)]
     for key in ("loss", "validation_loss", "grad_norm", "lr"):
         assert_close(runs.series(output, key), runs.series(alone, key))
+
+
+def test_what_killed_runs_have_left_half_written_or_half_deleted_is_cleared_away(cache, tmp_path):
+    output = runs.train("prior", cache, tmp_path / "out", "--max-train-steps", "1")
+    for name in (".tmp-checkpoint-7", ".tmp-deleted-checkpoint-0"):
+        (output / name / "prior").mkdir(parents=True)
+    runs.train("prior", cache, output, "--max-train-steps", "2")
+    assert not list(output.glob(".*"))
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-1", "checkpoint-2"]
