@@ -21,20 +21,20 @@ from tests.train.test_resume import assert_same_run
 from train.checkpoint import checkpoints, step_of
 from train.metrics import read_metrics
 
-EVERY, SHORT, LONG = 5, 40, 80
-"Optimizer steps between two checkpoints, of a run killed once, and of one killed often."
-KILLS = {"prior": 9, "decoder": 4}
-PATIENCE = 120.0
+EVERY, STEPS = 5, 40
+"Optimizer steps between two checkpoints, and of a run that is killed once."
+OFTEN = {"prior": (9, 80), "decoder": (4, 40)}
+"Kills of one that is killed many times, and its steps."
+PATIENCE = 300.0
 "Seconds."
 FLAGS = (
-    *("--max-train-steps", str(SHORT), "--checkpointing-steps", str(EVERY), "--checkpoints-total-limit", "2"),
+    *("--max-train-steps", str(STEPS), "--checkpointing-steps", str(EVERY), "--checkpoints-total-limit", "2"),
     *("--gradient-accumulation-steps", "2", "--validation-fraction", "0.2", "--validation-steps", "7"),
     *("--lr-scheduler", "cosine", "--lr-warmup-steps", "9", "--cond-dropout", "0.2", "--snr-gamma", "5"),
     *("--adam-weight-decay", "0.01", "--use-ema", "--timestep-sampling", "stratified"),
 )
 ONE, TWO = ("--train-batch-size", "2"), ("--train-batch-size", "1")
 "The same global batch on one rank and on two."
-MANY = (*ONE, "--max-train-steps", str(LONG))
 STEADY = ("--adam-epsilon", "1e-2")
 "Adam's own epsilon blows rounding up to whole steps where a gradient is next to zero."
 
@@ -107,13 +107,13 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 def test_run_killed_at_a_random_step_ends_as_the_undisturbed_one(cache, undisturbed, tmp_path):
     output = tmp_path / "out"
-    goal = int(np.random.default_rng(6).integers(EVERY, SHORT // 2))
+    goal = int(np.random.default_rng(6).integers(EVERY, STEPS // 2))
     process = begin(tmp_path / "log", "prior", cache, output, *ONE)
     try:
         wait_until(lambda: reached(output) >= goal, PATIENCE, f"step {goal}")
     finally:
         process.kill()
-    assert goal - EVERY <= saved(output) <= reached(output) < SHORT
+    assert goal - EVERY <= saved(output) <= reached(output) < STEPS
     ended = runs.program("prior", *runs.arguments(cache, output, *FLAGS, *ONE))
     assert ended.code == 0, ended.stderr
     assert_same_run("prior", output, undisturbed("prior", *ONE))
@@ -123,12 +123,14 @@ def test_run_killed_at_a_random_step_ends_as_the_undisturbed_one(cache, undistur
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_run_killed_many_times_ends_as_the_undisturbed_one(kind, cache, undisturbed, tmp_path):
     output, rng = tmp_path / "out", np.random.default_rng(1)
+    kills, steps = OFTEN[kind]
+    flags = (*ONE, "--max-train-steps", str(steps))
     begun, lost, halves = [], [], set()
-    for number in range(KILLS[kind]):
+    for number in range(kills):
         log, goal = tmp_path / f"{number}.log", reached(output) + int(rng.integers(1, EVERY + 1))
         moment = functools.partial(MOMENTS[number % len(MOMENTS)], output, log, goal)
         begun.append(saved(output))
-        process = begin(log, kind, cache, output, *MANY)
+        process = begin(log, kind, cache, output, *flags)
         try:
             wait_until(moment, PATIENCE, f"kill {number}, past step {goal}")
         finally:
@@ -140,15 +142,15 @@ def test_run_killed_many_times_ends_as_the_undisturbed_one(kind, cache, undistur
     assert begun[-1] > 0
     assert max(lost) > 0
     assert halves
-    begin(tmp_path / "last.log", kind, cache, output, *MANY).wait(PATIENCE)
-    assert_same_run(kind, output, undisturbed(kind, *MANY))
+    begin(tmp_path / "last.log", kind, cache, output, *flags).wait(PATIENCE)
+    assert_same_run(kind, output, undisturbed(kind, *flags))
     assert not list(output.glob(".*")), "leftovers of what was killed"
 
 
 @pytest.mark.parametrize("kind", ["prior", pytest.param("decoder", marks=pytest.mark.faults)])
 def test_one_rank_continues_what_two_had_done_when_one_of_them_was_killed(kind, cache, undisturbed, tmp_path):
     output = tmp_path / "out"
-    goal = int(np.random.default_rng(8).integers(EVERY, SHORT // 2))
+    goal = int(np.random.default_rng(8).integers(EVERY, STEPS // 2))
     logs = [tmp_path / "rank0.log", tmp_path / "rank1.log"]
     ranks = begin_ranks(logs, kind, cache, output, *TWO, *STEADY)
     try:
@@ -160,7 +162,7 @@ def test_one_rank_continues_what_two_had_done_when_one_of_them_was_killed(kind, 
             rank.child.kill()
             rank.child.wait()
     last = saved(output)
-    assert goal - EVERY <= last <= reached(output) < SHORT
+    assert goal - EVERY <= last <= reached(output) < STEPS
     runs.train(kind, cache, output, *FLAGS, *ONE, *STEADY)
     alone = undisturbed(kind, *ONE, *STEADY)
     assert [line.keys() for line in runs.metrics(output)] == [line.keys() for line in runs.metrics(alone)]
