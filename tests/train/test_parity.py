@@ -36,6 +36,11 @@ class Case:
     snr_gamma: float | None
     noise_draws: int = 1
 
+    def __str__(self) -> str:
+        trained = "lora" if self.lora else "full"
+        draws = f"{self.noise_draws} draws, " if self.noise_draws > 1 else ""
+        return f"{trained}, {draws}dropout {self.cond_dropout}, {self.rounds} rounds, gamma {self.snr_gamma}"
+
     def flags(self, steps: int) -> tuple[str, ...]:
         lora = ("--lora-rank", "4", "--lora-alpha", "8", "--learning-rate", "1e-3")
         return (
@@ -94,7 +99,7 @@ def test_losses_of_200_steps_equal_those_of_the_online_reference(
 
 def test_several_draws_equal_as_many_online_passes(cache, pictures, pocket, tmp_path, record_property):
     case = Case(False, 0.1, 1, 5.0, noise_draws=4)
-    losses([case], 40, cache, pictures, pocket, tmp_path, record_property)
+    losses([case], 25, cache, pictures, pocket, tmp_path, record_property)
 
 
 @pytest.mark.slow
