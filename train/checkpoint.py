@@ -79,7 +79,8 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
     try:
         with main_writes() as main, writing(target):
             if main:
-                shutil.rmtree(temporary, ignore_errors=True)
+                for left in folder.glob(".tmp-*checkpoint-*"):  # by runs that were killed
+                    shutil.rmtree(left, ignore_errors=True)
                 temporary.mkdir(parents=True)
         _write(temporary, step, training, target)
         with main_writes() as main, writing(target):
