@@ -115,9 +115,20 @@ def _write(folder: Path, step: int, training: Training, target: Path) -> None:
     )
     with main_writes() as main, writing(target):
         if main:
-            save_file(tensors, folder / "optimizer.safetensors")
+            save_file(_apart(tensors), folder / "optimizer.safetensors")
             scaler = training.scaler.state_dict() if training.scaler is not None else None
             (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without two that share memory, which safetensors refuses: 8-bit Adam has one table of levels for all."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def _averaged(training: Training, own: dict[str, Tensor]) -> dict[str, Tensor]:
