@@ -44,7 +44,9 @@ def bare(side: Cached, preloaded: Sequence[Sequence[Round]]) -> float:
     return len(preloaded) * side.batches.share.global_batch_size / taken
 
 
-def compare(cache: Path, repo: Path, batch_size: int, rounds: int, *more: object) -> list[tuple[float, float]]:
+def compare(
+    cache: Path, repo: Path, batch_size: int, rounds: int, *more: object
+) -> list[tuple[float, float]]:
     """(samples/s of the loop, of its bare update) of each round; two runs of the latter around the former."""
     threads = torch.get_num_threads()
     given = flags(repo, batch_size, *more)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from diffusers import PriorTransformer
+from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import precompute_models as models
@@ -114,17 +116,27 @@ def online_flops(chosen: ModelSet) -> int:
     return counted["text"] + counted["vision"] + _padded(chosen, backward=True)
 
 
+def cached_flops(chosen: ModelSet, num_rows: int, num_draws: int) -> float:
+    """Of a sample in `train-prior`'s step, in a batch whose longest text has `num_rows` tokens."""
+    return float(np.polyval(_curve(chosen, num_draws), num_rows))
+
+
 @cache
-def cached_flops(chosen: ModelSet, batch_size: int, num_rows: int, num_draws: int) -> int:
-    """Of a batch in `train-prior`'s step, whose longest text has `num_rows` tokens."""
+def _curve(chosen: ModelSet, num_draws: int) -> NDArray[np.float64]:
+    """Coefficients; FLOPs are exactly quadratic in the number of tokens."""
+    lengths = [1, 39, MAX_LENGTH]
+    return np.polyfit(lengths, [_causal(chosen, each, num_draws) for each in lengths], 2)
+
+
+def _causal(chosen: ModelSet, num_rows: int, num_draws: int) -> int:
     with torch.device("meta"):
         module = CausalPrior(chosen.prior())
         given = (
-            torch.zeros(batch_size * num_draws, chosen.dim),
-            torch.zeros(batch_size * num_draws, dtype=torch.int64),
-            torch.zeros(batch_size, chosen.dim),
-            torch.zeros(batch_size, num_rows, chosen.dim),
-            torch.zeros(batch_size, dtype=torch.int64),
+            torch.zeros(num_draws, chosen.dim),
+            torch.zeros(num_draws, dtype=torch.int64),
+            torch.zeros(1, chosen.dim),
+            torch.zeros(1, num_rows, chosen.dim),
+            torch.zeros(1, dtype=torch.int64),
         )
         with mock.patch.object(torch, "is_autocast_enabled", return_value=False):  # torch asks no meta device
             return _count(lambda: module(*given).sum().backward())

@@ -9,8 +9,9 @@ Legend: B samples in a micro-batch, P pictures, D embedding width.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import CLIPTokenizer
 from transformers.tokenization_utils_base import BatchEncoding
 
 from data_tools.cache.mixture import Reader
+from tests.benchmarks.train_prior_models import ModelSet, cached_flops
 from tests.online import OnlineModels, online_prior_loss
 from tests.train import runs
 from train.batches import Batch, Slice, TrainingBatches, null_conditions
@@ -79,9 +81,10 @@ class Cached:
     ) -> "Cached":
         """With flags of `train-prior`."""
         unused = cache.with_name("no-output")
-        task, reader, options = runs.prepared("prior", cache, unused, "--prior-model", str(repo), *map(str, flags))
+        task, reader, options = runs.prepared(
+            "prior", cache, unused, "--prior-model", str(repo), *map(str, flags)
+        )
         place = torch.device(device)
-        share = Slice(0, 1, options.train_batch_size, options.gradient_accumulation_steps)
         task.module.to(place).train()
         optimizer, named = make_optimizer(task.module, options)
         autocast_forward(task.module, place, precision)
@@ -90,14 +93,22 @@ class Cached:
             reader,
             options,
             place,
-            TrainingBatches(
-                reader, reader.held_out(0.0), share, options.seed, place, ordering=ordering(options, share)
-            ),
+            _batches(reader, options, place),
             null_conditions(reader, "text", place),
             task.make_loss(place),
             optimizer,
             [parameter for _, parameter in named],
         )
+
+    def with_batches(self, batch_size: int, num_rounds: int, num_draws: int) -> "Cached":
+        """The same model and optimizer."""
+        options = replace(
+            self.options,
+            train_batch_size=batch_size,
+            gradient_accumulation_steps=num_rounds,
+            noise_draws=num_draws,
+        )
+        return replace(self, options=options, batches=_batches(self.reader, options, self.device))
 
     @property
     def updates_an_epoch(self) -> int:
@@ -123,6 +134,11 @@ class Cached:
             (losses.mean() / len(rounds)).backward()
         _optimize(self.optimizer, self.parameters)
 
+    def work(self, chosen: ModelSet, rounds: Sequence[Round]) -> float:
+        """FLOPs of a sample in an update, mean; of pads too, they are computed."""
+        rows = [batch["text_encoder_hidden_states"].shape[1] for batch, _ in rounds]
+        return mean(cached_flops(chosen, count, self.options.noise_draws) for count in rows)
+
     def _draws(self, step: int, positions: Tensor) -> Draws:
         return draw(
             self.options.seed,
@@ -135,6 +151,12 @@ class Cached:
             timestep_sampling=self.options.timestep_sampling,
             global_batch_size=self.batches.share.global_batch_size,
         )
+
+
+def _batches(reader: Reader, options: TrainOptions, device: torch.device) -> TrainingBatches:
+    share = Slice(0, 1, options.train_batch_size, options.gradient_accumulation_steps)
+    order = ordering(options, share)
+    return TrainingBatches(reader, reader.held_out(0.0), share, options.seed, device, ordering=order)
 
 
 class Tokenized:
@@ -197,7 +219,9 @@ class Online:
             unet=unused,
             decoder_scheduler=unused,
         )
-        return cls(models, processor, captions, pictures, pixels, torch.optim.AdamW(prior.parameters(), lr=1e-4))
+        return cls(
+            models, processor, captions, pictures, pixels, torch.optim.AdamW(prior.parameters(), lr=1e-4)
+        )
 
     @property
     def device(self) -> torch.device:
