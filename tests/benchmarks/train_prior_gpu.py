@@ -141,20 +141,28 @@ def _commands(plan: Plan, found: dict[str, Any]) -> Iterator[str]:
     from tests.benchmarks.train_prior_loop import flags
 
     rows, epoch = found.setdefault("command", {}), len(plan.bench.captions)
-    yield from ("", "| the command | batch | samples/s | of its bare step |", "|---|---:|---:|---:|")
+    yield "\n| the command | batch | samples/s | of its bare step | of matrix products | of online's best |"
+    yield "|---|---:|---:|---:|---:|---:|"
     for variant in ("", *plan.variants):
         for batch_size in dict.fromkeys((ACCUMULATION, found["best"])):
             bare = found["cached"][f"{batch_size}x1, 1"]
             # of a compiled one the first epoch, in which it meets all shapes, is the first line
-            whole = epoch // batch_size
-            updates = max(whole if variant else 1, round(plan.bench.seconds / bare["seconds"]))
+            updates = max(epoch // batch_size if variant else 1, round(plan.bench.seconds / bare["seconds"]))
             given = flags(plan.bench.repo, batch_size, "--noise-draws", 1, *shlex.split(variant))
             rate: float | str = "no time left"
             if time.perf_counter() < plan.ends - START_SECONDS:
                 rate = command_rate(plan.bench, given, updates, lines=2, ends=plan.ends)
             rows[f"{batch_size} {variant}".strip()] = rate
-            cells = f"{rate} | " if isinstance(rate, str) else f"{rate:,.1f} | {rate / _rate(bare):.2f}"
-            yield f"| `train-prior{variant and ' '}{variant}` | {batch_size} | {cells} |"
+            title, cells = f"train-prior {variant}".strip(), _command_cells(rate, bare, found)
+            yield f"| `{title}` | {batch_size} | {cells} |"
+
+
+def _command_cells(rate: float | str, bare: dict[str, float], found: dict[str, Any]) -> str:
+    if isinstance(rate, str):
+        return f"{rate} | | | "
+    of_bare, best = rate / _rate(bare), found["online"][f"{found['best_online']}x1"]
+    share = of_bare * bare["flops"] / found["matrix_flops"]
+    return f"{rate:,.1f} | {of_bare:.2f} | {share:.0%} | {rate / _rate(best):.1f}x"
 
 
 def _recipe(found: dict[str, Any]) -> Iterator[str]:
@@ -173,7 +181,7 @@ def _recipe(found: dict[str, Any]) -> Iterator[str]:
     for name, rate in found["command"].items():
         size, _, variant = name.partition(" ")
         if not isinstance(rate, str) and size == str(samples):
-            ways[f"`train-prior{variant and ' '}{variant}`, batch {samples}"] = samples / rate
+            ways[f"`{f'train-prior {variant}'.strip()}`, batch {samples}"] = samples / rate
     yield f"\n| {UPDATES:,} updates of {samples} | ms an update | minutes | precompute | times faster |"
     yield "|---|---:|---:|---:|---:|"
     totals = found.setdefault("recipe", {})

@@ -8,11 +8,10 @@ import torch
 from click.testing import CliRunner
 
 from data_tools.errors import UserError
-from tests.benchmarks import noise_draws
+from tests.benchmarks import noise_draws, train_prior_gpu
 from tests.benchmarks import precompute_data as captions
 from tests.benchmarks import train_prior as bench_train_prior
 from tests.benchmarks import train_prior_data as data
-from tests.benchmarks import train_prior_gpu
 from tests.benchmarks import train_prior_gpu_measure as gpu
 from tests.benchmarks import train_prior_loop as loop
 from tests.benchmarks import train_prior_memory as memory
