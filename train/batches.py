@@ -87,7 +87,7 @@ class TrainingBatches:
         source: Source | None = None,
         prefetch_bytes: int = PREFETCH_MIB << 20,
     ) -> None:
-        self.share, self.device = share, device
+        self.share, self.device, self.held_out = share, device, held_out
         self.sampling = Sampling(reader, held_out, share.global_batch_size, seed, ordering or Ordering())
         self.source = source or Disk(reader)
         self._prefetch = Prefetch(prefetch_bytes)
@@ -101,6 +101,11 @@ class TrainingBatches:
         """One micro-batch, where the source makes it."""
         rows = self.sampling.rows(step, self.share.positions(accumulation_round))
         return self.source.collate(rows, pinned=self.device.type == "cuda")
+
+    def keys(self, step: int) -> list[str]:
+        """The keys of this rank's samples of a step, round after round; for messages."""
+        rounds = map(self.share.positions, range(self.share.num_rounds))
+        return [key for positions in rounds for key in self.sampling.keys(step, positions)]
 
     def iterate(self, first_step: int, last_step: int) -> Generator[tuple[Batch, Tensor], None, None]:
         """All micro-batches of the steps first_step … last_step-1."""

@@ -24,6 +24,7 @@ from torch import nn
 
 from data_tools.errors import DataFault, UserError
 from data_tools.models import first_line
+from train.ema import Ema
 from train.writing import writing
 
 
@@ -47,6 +48,7 @@ class Training:
     "In the optimizer's order."
     scaler: Any
     "torch.amp.GradScaler under fp16, else None."
+    ema: Ema | None = None
 
 
 def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:

@@ -57,10 +57,10 @@ def train_decoder(
     train-decoder --cache shards/
     accelerate launch -m train.decoder --cache shards/ --mixed-precision bf16
     """
-    from train.loop import fit
+    from train.fit import fit
 
     with said_once_a_node():
-        resolved = TrainOptions(**options)
+        resolved = TrainOptions.given(**options)
         fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
 
 
@@ -81,7 +81,9 @@ def _prepare(
     from train.load import required
     from train.reading import open_reader
     from train.record import check_output
+    from train.requirements import check_requirements
 
+    check_requirements(options)
     check_output(options.output_dir, "unet")
     latents = latents_column(options.places, resolution)
     reader = open_reader(options, ["image", latents])
@@ -105,7 +107,7 @@ def _prepare(
             f"--decoder-model: {name} takes {channels} input channels, the latents have "
             f"{field.shape[0]}; inpainting and ControlNet UNets are not trained yet"
         )
-    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model")
+    base = Base.find(name, "unet", options.output_dir, flag="--decoder-model", save=options.save)
     check_encoders(base, {"movq": latents}, reader)
     return make_task(base, prior, options), reader
 
@@ -117,21 +119,24 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline, model_card
+    from train.export import export_pipeline
     from train.load import load_model
     from train.lora import export_lora, lora_settings, make_adapter
+    from train.model_card import model_card
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
     lora = lora_settings(options, LORA_TARGETS)
     unet = load_model(UNet2DConditionModel, base.folder / "unet", base.flag)
+    if options.attention == "xformers":
+        unet.enable_xformers_memory_efficient_attention()
     adapter = make_adapter(unet, lora, seed=options.seed)
     schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
     def make_loss(device: torch.device) -> Loss:
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
-    card = model_card("Kandinsky 2.2 decoder", base.name, prior=prior)
+    card = partial(model_card, options.output_dir, base, "unet", prior)
     export = partial(export_pipeline, options.output_dir, base, "unet", unet, card)
     if adapter is not None:
         export = partial(export_lora, options.output_dir, base, "unet", adapter, card)
@@ -145,6 +150,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
+        compile=lambda mode: unet.compile(mode=mode, dynamic=False),
         export=export,
         adapter=adapter,
     )

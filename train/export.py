@@ -1,19 +1,40 @@
 """The output folder: the trained model, and around it what makes it a pipeline.
 
-Every other component is copied from the base repository as it is (not linked: what is saved over a copy
-later must not reach the original). Encoders are files here, never loaded.
+Encoders are files here, never loaded. `--save` says what becomes of the base's other components:
+
+    pipeline            copies, as they are in the base
+    linked              links to the base's weights, copies of JSON and text, which people edit
+    prior-only, unet-only   nothing but the scheduler, and no model_index.json
+
+A link holds the absolute path of the file itself (the hub's cache is full of links). Nothing here ever
+writes through one: a new file takes the place of what had its name. What an earlier export left in the
+folder is replaced or stays; nothing is deleted.
 """
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 from data_tools import models
 from data_tools.cache.identity import digest, hash_files
 from data_tools.errors import UserError
-from train.checkpoint import Saveable
 from train.writing import writing
+
+Save = Literal["pipeline", "linked", "trained-only"]
+COPIED = (".json", ".txt")
+"Ends of files that are copied even where the rest is linked."
+
+
+class Weights(Protocol):
+    """What holds the weights to be exported, in the state to be exported."""
+
+    def save_pretrained(self, save_directory: str | Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -26,47 +47,54 @@ class Base:
     "The flag that gives it."
     folder: Path
     components: tuple[str, ...]
-    "All of the pipeline's folders but the trained one."
+    "The folders that the export takes from it: all but the trained one."
     identity: str
     "Hash of the trained component's weights and config and of the scheduler, wherever they lie."
+    save: Save = "pipeline"
+    "What becomes of the components."
 
     @classmethod
-    def find(cls, name: str, trained: str, output: Path, *, flag: str) -> "Base":
+    def find(cls, name: str, trained: str, output: Path, *, flag: str, save: Save = "pipeline") -> "Base":
         """Raises `UserError` for what could not be made a pipeline of, before training rather than after."""
-        folder = models.local_folder(name, (trained,), flag=flag)
+        folder = models.local_folder(name, (trained, "scheduler"), flag=flag)
         if folder.resolve() == output.resolve():
             raise UserError(
                 f"--output-dir: {output} is the model that training starts from, wanted another folder"
             )
-        try:
-            index = json.loads((folder / "model_index.json").read_text())
-        except (OSError, ValueError):
-            raise UserError(
-                f"{flag}: {name} has no readable model_index.json; wanted a whole pipeline"
-            ) from None
-        listed = [
-            key for key, value in index.items() if isinstance(value, list) and value[0] and key != trained
-        ]
-        folder = models.local_folder(name, tuple(listed), flag=flag)
-        return cls(name, flag, folder, tuple(listed), _identity(folder, trained, flag))
+        components: tuple[str, ...] = ("scheduler",)
+        if save != "trained-only":
+            components = _components(folder, trained, name, flag)
+            folder = models.local_folder(name, components, flag=flag)
+        if save == "linked":
+            _check_links(output)
+        return cls(name, flag, folder, components, _identity(folder, trained, flag), save)
 
 
-def export_pipeline(output: Path, base: Base, trained: str, model: Saveable, card: str) -> None:
-    """Write `output` so that the stock pipeline loads it: model_index.json, all components, README.md."""
+def export_pipeline(output: Path, base: Base, trained: str, model: Weights, card: Callable[[], str]) -> None:
+    """Write `output` so that the stock pipeline loads it: model_index.json, all components, README.md.
+
+    With `--save prior-only` or `unet-only` it is the trained component that loads. Raises `DataFault`.
+    """
     with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
         _save(model, output / trained)
-        (output / "README.md").write_text(card, encoding="utf-8")
         for name in base.components:
-            _copy(base.folder / name, output / name)
-        shutil.copyfile(base.folder / "model_index.json", output / "model_index.json")
+            _unlinked(output / name)
+            put = _link if base.save == "linked" else _copy
+            shutil.copytree(base.folder / name, output / name, dirs_exist_ok=True, copy_function=put)
+        with _replacing(output / "README.md") as readme:
+            readme.write_text(card(), encoding="utf-8")
+        if base.save != "trained-only":
+            _copy(base.folder / "model_index.json", output / "model_index.json")
 
 
-def _save(model: Saveable, folder: Path) -> None:
+def _save(model: Weights, folder: Path) -> None:
     """Replace the weights in `folder`, and no other file."""
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary)
+        _unlinked(folder)
         folder.mkdir(exist_ok=True)
         for old in folder.iterdir():
             if models.WEIGHTS.fullmatch(old.name) or old.name.endswith(".safetensors.index.json"):
@@ -77,8 +105,63 @@ def _save(model: Saveable, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+def _copy(source: str | Path, target: str | Path) -> None:
+    with _replacing(Path(target)) as new:
+        shutil.copyfile(source, new)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    if Path(source).suffix in COPIED:
+        _copy(source, target)
+        return
+    with _replacing(Path(target)) as new:
+        new.symlink_to(Path(source).resolve())
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """The path of a new file, which then takes the place of `target`, or of the link of that name."""
+    temporary = target.with_name(f".tmp-{target.name}")
+    temporary.unlink(missing_ok=True)  # a killed export may have left a link
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unlinked(folder: Path) -> None:
+    """A component's folder that the user made a link, to the base perhaps, becomes a folder of its own."""
+    if folder.is_symlink():
+        folder.unlink()
+
+
+def _components(folder: Path, trained: str, name: str, flag: str) -> tuple[str, ...]:
+    """All of the pipeline's folders but the trained one."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{flag}: {name} has no readable model_index.json; wanted a whole pipeline, or --save "
+            f"{trained}-only"
+        ) from None
+    return tuple(k for k, v in index.items() if isinstance(v, list) and v[0] and k != trained)
+
+
+def _check_links(output: Path) -> None:
+    """Raises `UserError` where the folder that `output` will be in, or is, cannot hold links."""
+    place = next(path for path in (output.resolve(), *output.resolve().parents) if path.is_dir())
+    if not os.access(place, os.W_OK):
+        return  # which is said when the run begins to write
+    with tempfile.TemporaryDirectory(dir=place, prefix=".tmp-links-") as folder:
+        try:
+            Path(folder, "link").symlink_to("nowhere")
+        except (OSError, NotImplementedError) as err:
+            reason = getattr(err, "strerror", None) or str(err)
+            raise UserError(
+                f"--save: linked, but {place} cannot hold symbolic links ({reason}); wanted pipeline, or an "
+                "--output-dir elsewhere"
+            ) from None
 
 
 def _identity(folder: Path, trained: str, flag: str) -> str:
@@ -89,17 +172,3 @@ def _identity(folder: Path, trained: str, flag: str) -> str:
         for name in (trained, "scheduler")
     }
     return digest({"weights": hash_files(models.weight_files(folder / trained, flag=flag)), **settings})
-
-
-def model_card(title: str, base: str, *, prior: str | None) -> str:
-    """README.md. `prior` names the prior repository that AutoPipelineForText2Image puts before a decoder."""
-    if prior is not None and Path(prior).is_dir():
-        prior = str(Path(prior).resolve())  # diffusers opens it from wherever it is called
-    lines = ["---", "license: apache-2.0"]
-    if not Path(base).is_dir():
-        lines.append(f"base_model: {base}")
-    if prior is not None:
-        lines += ["prior:", f"- {json.dumps(prior)}"]
-    lines += ["tags:", "- text-to-image", "- kandinsky", "- diffusers", "---", "", f"# {title}", ""]
-    lines.append("Fine-tuned with kandinsky-cache from precomputed embeddings; `run.json` holds all options.")
-    return "\n".join(lines) + "\n"

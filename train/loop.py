@@ -5,121 +5,59 @@ last state go through the same lines. All that is random is a function of (seed,
 batch), so a resumed run, also one at another number of ranks, takes the steps it would have taken.
 """
 
-import json
-import os
-import sys
-from collections.abc import Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
-from torch import Tensor
 from tqdm import tqdm
 
 from data_tools.cache.mixture import Reader
 from data_tools.errors import UserError
 from train import checkpoint
-from train.batches import Batch, Slice, TrainingBatches, null_conditions
-from train.draws import draw
-from train.lora import seed_dropout
-from train.meter import Meter, require_finite
-from train.metrics import MetricsFile, draw_losses
+from train.batches import TrainingBatches, null_conditions
+from train.ema import Ema
+from train.guard import Guard, require_finite
+from train.meter import Meter
+from train.metrics import MetricsFile
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
-from train.reading import open_source, ordering
-from train.record import check_continuation, open_run, run_record
 from train.schedules import lr_factor
+from train.step import Step
+from train.stop import StopRequest
 from train.task import Task
-from train.validation import Samples, held_out_loss
-
-PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+from train.validation import held_out_loss
 
 
-def fit(task: Task, reader: Reader, options: TrainOptions) -> None:
-    """Train, validate, checkpoint, export. Raises `UserError` before anything is written."""
-    accelerator = make_accelerator(options)
-    share = Slice(
-        accelerator.process_index,
-        accelerator.num_processes,
-        options.train_batch_size,
-        options.gradient_accumulation_steps,
-    )
-    held = reader.held_out(options.validation_fraction)
-    batches = TrainingBatches(
-        reader,
-        held,
-        share,
-        options.seed,
-        accelerator.device,
-        ordering=ordering(options, share),
-        prefetch_bytes=options.prefetch_mib << 20,
-    )
-    num_samples = batches.sampling.samples_per_epoch
-    total_steps = options.total_steps(num_samples, share.world_size)
-    resume = checkpoint.find(options.output_dir, options.resume_from_checkpoint)
-    resolved = {
-        "total_steps": total_steps,
-        "global_batch_size": share.global_batch_size,
-        "train_samples": num_samples,
-        "validation_samples": min(len(held), options.validation_samples),
-    }
-    record = run_record(task, reader, options, resolved)
-    if resume is not None:
-        check_continuation(record, resume, task.base.flag)
-    if options.dry_run:
-        accelerator.print(json.dumps(record, indent=1))
-        accelerator.print("nothing was written (--dry-run)")
-        return
-    run = Run(task, reader, held[: options.validation_samples], options, accelerator, total_steps)
-    first_step = run.resume(resume)
-    batches.source = open_source(reader, options, accelerator)
-    if accelerator.is_main_process:
-        open_run(options.output_dir, record, resume)
-        if options.validation_fraction and not len(held):
-            what = f"--validation-fraction: {options.validation_fraction} of {reader.num_samples} samples"
-            click.echo(f"{what} holds out none; there is no validation loss", err=True)
-    try:
-        run.train(batches, first_step)
-    except KeyboardInterrupt:
-        outlook = checkpoint.outlook(options.output_dir, options.resume_from_checkpoint)
-        if accelerator.is_main_process:
-            click.echo(f"interrupted; {outlook}", err=True)
-        sys.exit(130)
-    if accelerator.is_main_process:
-        task.export()
-        draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
-        accelerator.print(f"{task.name}: {total_steps} steps done, the pipeline is in {options.output_dir}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+@dataclass(frozen=True)
+class Lengths:
+    """What a run counts in optimizer steps, and the numbers that these follow from."""
 
+    total_steps: int
+    validation_steps: int
+    "Between two validations."
+    global_batch_size: int
+    train_samples: int
+    validation_samples: int
 
-def make_accelerator(options: TrainOptions) -> Accelerator:
-    """Device, precision and ranks. Raises `UserError` for what cannot be kept."""
-    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        # as a plugin: the environment variable of `accelerate launch` would win over a plain number
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-    )
-    if accelerator.distributed_type not in PLAIN:
-        kind = accelerator.distributed_type.value
-        raise UserError(
-            f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
+    @classmethod
+    def of(cls, options: TrainOptions, batches: TrainingBatches) -> "Lengths":
+        samples, world = batches.sampling.samples_per_epoch, batches.share.world_size
+        between = options.validation_steps
+        if options.validation_epochs is not None:
+            between = options.steps_in(options.validation_epochs, samples, world)
+        return cls(
+            options.total_steps(samples, world),
+            between,
+            batches.share.global_batch_size,
+            samples,
+            min(len(batches.held_out), options.validation_samples),
         )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
-        raise UserError(
-            f"WORLD_SIZE: {world} processes were started, but accelerate sees {accelerator.num_processes}; "
-            "without a GPU set ACCELERATE_USE_CPU=true"
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("--mixed-precision: fp16 needs a GPU, wanted bf16 or no on the CPU")
-    return accelerator
+
+    def record(self) -> dict[str, int]:
+        """For run.json."""
+        return {name: value for name, value in asdict(self).items() if name != "validation_steps"}
 
 
 class Run:
@@ -129,31 +67,50 @@ class Run:
         self,
         task: Task,
         reader: Reader,
-        held: Samples,
+        batches: TrainingBatches,
         options: TrainOptions,
         accelerator: Accelerator,
-        total_steps: int,
+        lengths: Lengths,
     ) -> None:
-        self.task, self.reader, self.held, self.options = task, reader, held, options
-        self.accelerator, self.total_steps = accelerator, total_steps
+        self.task, self.reader, self.batches, self.options = task, reader, batches, options
+        self.accelerator, self.lengths = accelerator, lengths
         if options.gradient_checkpointing:
             task.enable_gradient_checkpointing()
         if task.adapter:
             task.adapter.freeze_in(accelerator.mixed_precision)
         task.module.to(accelerator.device).train()
-        optimizer, parameters = make_optimizer(task.module, options)
+        if options.compile:
+            task.compile(options.compile_mode)
+        optimizer, named = make_optimizer(task.module, options)
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        parameters = [parameter for _, parameter in named]
+        ema = Ema(parameters, limit=options.ema_decay, power=options.ema_power) if options.use_ema else None
         saved = task.adapter or task.model
-        self.training = checkpoint.Training(task.name, saved, optimizer, parameters, accelerator.scaler)
+        self.training = checkpoint.Training(task.name, saved, optimizer, named, accelerator.scaler, ema)
         self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
+        self.guard = Guard(accelerator, optimizer, batches.keys)
+        self.stop = StopRequest(accelerator)
+        self.step = Step(
+            task,
+            options,
+            accelerator,
+            module=self.module,
+            optimizer=self.optimizer,
+            parameters=parameters,
+            loss=self.loss,
+            null=self.null,
+            share=batches.share,
+            guard=self.guard,
+            ema=ema,
+        )
 
     def resume(self, folder: Path | None) -> int:
         """Continue from a checkpoint, or start at step 0. Raises `UserError` if that cannot be done."""
         step = checkpoint.load(folder, self.training) if folder else 0
-        if step > self.total_steps:
+        if step > self.lengths.total_steps:
             raise UserError(
-                f"--max-train-steps: {folder} is at step {step}, past the last of {self.total_steps}"
+                f"--max-train-steps: {folder} is at step {step}, past the last of {self.lengths.total_steps}"
             )
         steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
@@ -162,76 +119,74 @@ class Run:
             )
         return step
 
-    def train(self, batches: TrainingBatches, first_step: int) -> None:
-        """Optimizer steps first_step … total_steps-1, with the housekeeping between them."""
-        options, main = self.options, self.accelerator.is_main_process
+    def train(self, first_step: int) -> str:
+        """Optimizer steps first_step … total_steps-1, with the housekeeping between them.
+
+        Returns what ended it before the last step: a signal's name, after a checkpoint was written; else "".
+        """
+        options, lengths, main = self.options, self.lengths, self.accelerator.is_main_process
         metrics = MetricsFile(options.output_dir / "metrics.jsonl", first_step) if main else None
-        meter = Meter(self.accelerator, batches)
+        meter = Meter(self.accelerator, self.batches)
+        last = lengths.total_steps
         with (
-            closing(batches.iterate(first_step, self.total_steps)) as stream,
-            tqdm(total=self.total_steps, initial=first_step, desc=self.task.name, disable=not main) as bar,
+            self.stop.listening(),
+            closing(self.batches.iterate(first_step, last)) as stream,
+            tqdm(total=last, initial=first_step, desc=self.task.name, disable=not main) as bar,
         ):
-            for step in range(first_step, self.total_steps + 1):
-                done, moved = step == self.total_steps, step > first_step
-                saves = moved and (done or step % options.checkpointing_steps == 0)
-                validates = (moved or step == 0) and (done or step % options.validation_steps == 0)
+            for step in range(first_step, last + 1):
+                done, moved = step == last, step > first_step
+                stopped = self.stop.agreed() and not done
+                saves = moved and (done or stopped or step % options.checkpointing_steps == 0)
+                validates = (moved or step == 0) and (done or step % lengths.validation_steps == 0)
                 if saves or (moved and step % options.logging_steps == 0):
-                    values = meter.read(step)  # before a checkpoint: a diverged state is never saved
-                    if metrics:
-                        metrics.write(step, **values)
-                        bar.set_postfix_str(meter.as_text(values), refresh=False)
-                if validates and len(self.held):
-                    value = held_out_loss(
-                        self.task,
-                        self.loss,
-                        self.null,
-                        self.reader,
-                        batches.source,
-                        self.held,
-                        options,
-                        self.accelerator,
-                    )
-                    require_finite(value, "validation loss", f"at step {step}")
-                    if metrics:
-                        metrics.write(step, validation_loss=value)
-                        bar.write(f"step {step}: validation loss {value:.4f}")
+                    self.guard.check()  # before a checkpoint: a diverged state is never saved
+                    values = meter.read() | self.guard.counts()
+                    self._log(step, values, metrics)
+                    bar.set_postfix_str(meter.as_text(values), refresh=False)
+                if validates and lengths.validation_samples:
+                    values = self._validate()
+                    require_finite(values["validation_loss"], "validation loss", f"at step {step}")
+                    self._log(step, values, metrics)
+                    bar.write(f"step {step}: validation loss {values['validation_loss']:.4f}")
                 if saves:
                     self._save(step)
                 if validates or saves:
                     meter.restart_clock()
-                if done:
+                if done or stopped:
                     break
                 meter.lr = self._set_lr(step)
-                self._step(step, stream, meter)
+                self.step.take(step, stream, meter)
                 bar.update()
+            self.stop.finish()
+        return (self.stop.name or "stopped by another process") if stopped else ""
 
-    def _step(self, step: int, stream: Generator[tuple[Batch, Tensor], None, None], meter: Meter) -> None:
-        """One optimizer step; nothing in it waits for the device."""
-        options, task, accelerator = self.options, self.task, self.accelerator
-        if options.lora_dropout:
-            seed_dropout(options.seed, step, accelerator.process_index)
-        for _ in range(options.gradient_accumulation_steps):
-            batch, positions = next(stream)
-            draws = draw(
-                options.seed,
-                step,
-                positions,
-                shape=tuple(batch[task.noised].shape[1:]),
-                num_train_timesteps=task.num_train_timesteps,
-                cond_dropout=options.cond_dropout,
-                num_draws=options.noise_draws,
-                timestep_sampling=options.timestep_sampling,
-                global_batch_size=options.global_batch_size(accelerator.num_processes),
-            )
-            with accelerator.accumulate(self.module):
-                losses = self.loss(self.module, batch, self.null, draws)  # (B,)
-                accelerator.backward(losses.mean())
-                if accelerator.sync_gradients and options.max_grad_norm > 0:
-                    parameters = [parameter for _, parameter in self.training.parameters]
-                    meter.grad_norm = accelerator.clip_grad_norm_(parameters, options.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-            meter.add(losses)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that are the result: with --use-ema the averages."""
+        ema = self.training.ema
+        return nullcontext() if ema is None else ema.in_place()
+
+    def _validate(self) -> dict[str, float]:
+        """What is measured on the held-out samples, with the weights as they are and with the averages."""
+        eager = torch.compiler.set_stance("force_eager") if self.options.compile else nullcontext()
+        with eager:
+            values = self._measure()
+            if self.training.ema is not None:
+                with self.averaged():
+                    values |= {f"ema_{name}": value for name, value in self._measure().items()}
+        return values
+
+    def _measure(self) -> dict[str, float]:
+        held = self.batches.held_out[: self.options.validation_samples]
+        source = self.batches.source
+        value = held_out_loss(
+            self.task, self.loss, self.null, self.reader, source, held, self.options, self.accelerator
+        )
+        return {"validation_loss": value}
+
+    def _log(self, step: int, values: dict[str, float], metrics: MetricsFile | None) -> None:
+        if metrics is not None:
+            metrics.write(step, **values)
+            self.accelerator.log(values, step=step)
 
     def _set_lr(self, step: int) -> float:
         """The learning rate of the update that follows `step` finished ones."""
@@ -240,7 +195,7 @@ class Run:
             options.lr_scheduler,
             step,
             warmup_steps=options.lr_warmup_steps,
-            total_steps=self.total_steps,
+            total_steps=self.lengths.total_steps,
             num_cycles=options.lr_num_cycles,
             power=options.lr_power,
             end_factor=min(1.0, 1e-7 / options.learning_rate) if options.learning_rate else 0.0,

@@ -11,8 +11,8 @@ diffusers' `save_lora_adapter` writes the same tensors with all options of the i
 one cannot read, and with the dropout, which would then be active in a pipeline.
 """
 
-import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
-from train.export import Base, export_pipeline
+from train.export import Base, Weights, export_pipeline
 from train.load import load_model
 from train.writing import writing
 
@@ -34,7 +34,8 @@ FILE = "pytorch_lora_weights.safetensors"
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LAYERS = (nn.Linear, nn.Conv2d)
 "What can be adapted, and what autocast computes in half precision."
-PIPELINES = {"prior": "KandinskyV22PriorPipeline", "unet": "KandinskyV22Pipeline"}
+MODELS = {"prior": "PriorTransformer", "unet": "UNet2DConditionModel"}
+"diffusers' classes of what is trained."
 PATTERNS: dict[str, dict[str, int]] = {"rank_pattern": {}, "alpha_pattern": {}}
 "All layers are alike; diffusers 0.34 looks for these keys."
 _ADAPTER = "default"
@@ -53,11 +54,9 @@ class LoraSettings:
 
 
 def lora_settings(options: "TrainOptions", default_targets: str) -> LoraSettings | None:
-    """What the flags ask for; None: all weights are trained. Raises `UserError` without peft."""
+    """What the flags ask for; None: all weights are trained."""
     if options.lora_rank is None:
         return None
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("--lora-rank: needs the library peft: pip install 'kandinsky-cache[lora]'")
     given = default_targets if options.lora_targets is None else options.lora_targets
     targets = sorted({name.strip() for name in given.split(",")})
     alpha = options.lora_rank if options.lora_alpha is None else options.lora_alpha
@@ -160,47 +159,21 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def export_lora(output: Path, base: Base, name: str, adapter: Adapter, card: str) -> None:
+def export_lora(output: Path, base: Base, name: str, adapter: Weights, card: Callable[[], str]) -> None:
     """Write `output`: the LoRA by itself, and the whole pipeline with the LoRA merged into the base.
 
     The weights merged into are the base's own in float32, whatever they were kept in while training.
     """
+    import diffusers
+
     with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
         adapter.save_pretrained(output)
-    merged = load_model(type(adapter.model), base.folder / name, base.flag)
+    merged = load_model(getattr(diffusers, MODELS[name]), base.folder / name, base.flag)
     merged.load_lora_adapter(str(output), prefix=None, weight_name=FILE)
     merged.fuse_lora()
     merged.unload_lora()
-    export_pipeline(output, base, name, merged, card + _usage(base, name, adapter.settings))
-
-
-def _usage(base: Base, name: str, settings: LoraSettings) -> str:
-    """What the model card says about loading."""
-    origin = str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
-    pipeline, scale = PIPELINES[name], f"rank {settings.rank}, alpha {settings.alpha}"
-    return f"""
-## Loading
-
-As a whole; the LoRA is merged into `{name}/`:
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained(".")  # this folder, or its name on the hub
-```
-
-Or the LoRA alone, `{FILE}` ({scale}), onto the base model, at any strength (needs `pip install peft`):
-
-```python
-from diffusers import {pipeline}
-
-pipeline = {pipeline}.from_pretrained({json.dumps(origin)})
-pipeline.{name}.load_lora_adapter(
-    ".", prefix=None, weight_name="{FILE}", adapter_name="lora"
-)
-pipeline.{name}.set_adapters("lora", weights=1.0)
-```
-"""
+    export_pipeline(output, base, name, merged, card)
 
 
 def lora_record(adapter: Adapter | None) -> dict[str, Any] | None:

@@ -1,23 +1,15 @@
 """Running means on the device; the only place where the training loop waits for the GPU."""
 
 import math
+import resource
+import sys
 import time
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from data_tools.errors import DataFault
 from train.batches import TrainingBatches
-
-
-def require_finite(value: float, what: str, when: str) -> None:
-    """Raises `DataFault` if training has diverged."""
-    if not math.isfinite(value):
-        raise DataFault(
-            f"{what}: not finite {when}; no checkpoint holds it; "
-            "lower --learning-rate, or use --mixed-precision bf16 instead of fp16"
-        )
 
 
 class Meter:
@@ -41,12 +33,10 @@ class Meter:
         """Leave out of the rates what came since `read` (a validation, a checkpoint)."""
         self._started, self._waited = time.perf_counter(), self.batches.wait_seconds
 
-    def read(self, step: int) -> dict[str, float]:
-        """Means since the last call, over all ranks. Raises `DataFault` if the loss is not finite."""
+    def read(self) -> dict[str, float]:
+        """Means since the last call, over all ranks."""
         mean = self._loss / self._rounds
         loss = float(self.accelerator.reduce(mean, reduction="mean"))
-        first = step - self._rounds // self.batches.share.num_rounds
-        require_finite(loss, "loss", f"between steps {first} and {step}")
         seconds = time.perf_counter() - self._started
         share = self.batches.share
         samples = self._rounds * share.micro_batch_size * share.world_size
@@ -55,6 +45,7 @@ class Meter:
             "lr": self.lr,
             "samples_per_second": samples / seconds,
             "data_wait": (self.batches.wait_seconds - self._waited) / seconds,
+            "memory_gib": peak_memory(self.accelerator.device) / 2**30,
         }
         if self.grad_norm is not None:
             norm = float(self.grad_norm)
@@ -69,5 +60,13 @@ class Meter:
         """For the progress bar."""
         return (
             f"loss {values['loss']:.4f}, lr {values['lr']:.1e}, "
-            f"{values['samples_per_second']:.1f} samples/s, data wait {values['data_wait']:.0%}"
+            f"{values['samples_per_second']:.1f} samples/s, data wait {values['data_wait']:.0%}, "
+            f"{values['memory_gib']:.1f} GiB"
         )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: allocated on the GPU, or this process's in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -33,6 +33,7 @@ def prior_loss(
     clip_mean: Tensor,
     clip_std: Tensor,
     snr_gamma: float | None,
+    row_multiple: int = 1,
 ) -> Tensor:
     """Loss of each sample for the text-to-image-embedding prior, the mean over its draws. (B,) float32.
 
@@ -43,6 +44,7 @@ def prior_loss(
                they share what the model makes of it
     clip_mean, clip_std   (1, D), the prior's own; the embedding is normalised by them in float32
     snr_gamma  Min-SNR gamma, or None for equal weights
+    row_multiple  text rows are padded to a multiple of it, so that compiled code sees few shapes
 
     `model(noisy, timesteps, prompt_embeds, hidden, n_tokens)` is `CausalPrior.forward`.
     """
@@ -50,7 +52,7 @@ def prior_loss(
     num_samples = x0.shape[0]
     x0 = x0.repeat_interleave(draws.noise.shape[0] // num_samples, dim=0)  # (B · K, D)
     noisy = schedule.add_noise(x0, draws.noise, draws.timesteps)  # (B · K, D)
-    prompt_embeds, hidden, n_tokens = _drop_text(batch, null, draws.drop)
+    prompt_embeds, hidden, n_tokens = _drop_text(batch, null, draws.drop, row_multiple)
     prediction = model(noisy, draws.timesteps, prompt_embeds, hidden, n_tokens)  # (B · K, D)
     losses = _weighted_loss(prediction, x0, draws, schedule, snr_gamma)  # (B · K,)
     return losses.view(num_samples, -1).mean(dim=1)
@@ -85,15 +87,18 @@ def decoder_loss(
 
 
 def _drop_text(
-    batch: Mapping[str, Tensor], null: Mapping[str, Tensor], drop: Tensor
+    batch: Mapping[str, Tensor], null: Mapping[str, Tensor], drop: Tensor, row_multiple: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The text condition with dropped samples' replaced by the null text: (B, D), (B, max(N, M), D), (B,)."""
+    """The text condition with dropped samples' replaced by the null text: (B, D), (B, R, D), (B,).
+
+    R is the larger of N and M, rounded up to `row_multiple`.
+    """
     prompt_embeds, hidden = batch["prompt_embeds"], batch["text_encoder_hidden_states"]
     null_hidden = null["text_encoder_hidden_states"].to(hidden)  # (M, D)
     n_null = null_hidden.shape[0]
-    n_rows = max(hidden.shape[1], n_null)
-    hidden = F.pad(hidden, (0, 0, 0, n_rows - hidden.shape[1]))  # (B, max(N, M), D)
-    null_hidden = F.pad(null_hidden, (0, 0, 0, n_rows - n_null))  # (max(N, M), D)
+    n_rows = -(-max(hidden.shape[1], n_null) // row_multiple) * row_multiple
+    hidden = F.pad(hidden, (0, 0, 0, n_rows - hidden.shape[1]))  # (B, R, D)
+    null_hidden = F.pad(null_hidden, (0, 0, 0, n_rows - n_null))  # (R, D)
     return (
         torch.where(drop[:, None], null["prompt_embeds"].to(prompt_embeds), prompt_embeds),
         torch.where(drop[:, None, None], null_hidden, hidden),

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay on matrices only."""
+"""The optimizers: AdamW, AdamW with 8-bit moments, Adafactor. Decoupled weight decay, on matrices only."""
 
 import torch
 from torch import nn
@@ -15,21 +15,29 @@ def parameter_groups(named: Named, weight_decay: float) -> list[Named]:
     return [[(n, p) for n, p in named if n in names], [(n, p) for n, p in named if n not in names]]
 
 
-def make_optimizer(module: nn.Module, options: TrainOptions) -> tuple[torch.optim.AdamW, Named]:
+def make_optimizer(module: nn.Module, options: TrainOptions) -> tuple[torch.optim.Optimizer, Named]:
     """The optimizer of the parameters that ask for gradients, and their names in its own order."""
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     groups = parameter_groups(named, options.adam_weight_decay)
     decays = (options.adam_weight_decay, 0.0)
-    fused = all(parameter.device.type == "cuda" for _, parameter in named)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for _, p in group], "weight_decay": decay}
-            for group, decay in zip(groups, decays)
-            if group
-        ],
-        lr=options.learning_rate,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        fused=fused,
-    )
-    return optimizer, [pair for group in groups for pair in group]
+    params = [
+        {"params": [p for _, p in group], "weight_decay": decay}
+        for group, decay in zip(groups, decays)
+        if group
+    ]
+    return _make(params, options), [pair for group in groups for pair in group]
+
+
+def _make(params: list[dict[str, object]], options: TrainOptions) -> torch.optim.Optimizer:
+    lr = options.learning_rate
+    if options.optimizer == "adafactor":
+        # Shazeer and Stern 2018, arXiv 1804.04235: second moments as rows and columns, no first ones
+        return torch.optim.Adafactor(params, lr=lr)
+    betas, eps = (options.adam_beta1, options.adam_beta2), options.adam_epsilon
+    if options.optimizer == "adamw-8bit":
+        # Dettmers et al. 2022, arXiv 2110.02861: moments in blocks of 8-bit numbers
+        import bitsandbytes
+
+        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(params, lr=lr, betas=betas, eps=eps)
+        return made
+    return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, fused=True)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_tools.cache.places import CachePlace, parse_places
 from data_tools.cache.store import local_folder
@@ -127,6 +128,15 @@ class TrainOptions:
             if folder is not None and self.output_dir.resolve() == folder.resolve():
                 raise UserError(f"--output-dir: {self.output_dir} is the cache, wanted a folder of its own")
 
+    @classmethod
+    def given(cls, **flags: Any) -> "TrainOptions":
+        """Those of a command line; `--fresh` turns a folder in use into the next free one beside it."""
+        output: Path = flags["output_dir"]
+        if flags["fresh"] and output.is_dir() and any(output.iterdir()):
+            numbered = (output.with_name(f"{output.name}-{number}") for number in count(2))
+            flags["output_dir"] = next(folder for folder in numbered if not folder.exists())
+        return cls(**flags)
+
     @cached_property
     def places(self) -> tuple[CachePlace, ...]:
         """The caches. Raises `UserError`."""
@@ -148,6 +158,8 @@ class TrainOptions:
 
     def total_steps(self, num_samples: int, world_size: int) -> int:
         """Optimizer steps of the whole run."""
-        if self.max_train_steps is not None:
-            return self.max_train_steps
-        return -(-num_samples * self.num_train_epochs // self.global_batch_size(world_size))
+        return self.max_train_steps or self.steps_in(self.num_train_epochs, num_samples, world_size)
+
+    def steps_in(self, epochs: int, num_samples: int, world_size: int) -> int:
+        """Optimizer steps that so many passes over the samples take, the last one begun counted as whole."""
+        return -(-num_samples * epochs // self.global_batch_size(world_size))

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from data_tools.errors import UserError
+from train.attention import Kernel, sdpa
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -56,11 +57,14 @@ _IMPLEMENTED = {
 
 
 class CausalAttention:
-    """Attention processor: SDPA with `is_causal` and no mask tensor, or with the mask that it is given.
+    """Attention processor: a causal kernel without a mask tensor, or with the mask that it is given.
 
     Several draws of a sample come with a mask, one for all heads. So does the stock forward, which in the
     pipelines always passes one for each head, and still works on the same module. It has no weights.
     """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
 
     def __call__(
         self,
@@ -80,7 +84,7 @@ class CausalAttention:
         if attention_mask is not None:
             masks = attention_mask.to(query.dtype)
             mask = masks.unflatten(0, (query.shape[0], -1))  # (B, heads or 1, L, L)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        out = self.kernel(query, key, value, mask)  # (B, heads, L, head width)
         out = out.transpose(1, 2).flatten(2)  # (B, L, H)
         for layer in attn.to_out:
             out = layer(out)
@@ -98,10 +102,10 @@ class CausalPrior(nn.Module):
     Raises UserError for a config that this forward does not implement.
     """
 
-    def __init__(self, prior: "PriorTransformer") -> None:
+    def __init__(self, prior: "PriorTransformer", attention: Kernel = sdpa) -> None:
         super().__init__()
         _check(prior)
-        prior.set_attn_processor(cast(Any, CausalAttention()))  # diffusers' type lists its own only
+        prior.set_attn_processor(cast(Any, CausalAttention(attention)))  # diffusers' type lists its own only
         prior.clip_mean.requires_grad_(False)
         prior.clip_std.requires_grad_(False)
         self.prior = prior
@@ -112,6 +116,16 @@ class CausalPrior(nn.Module):
         self.gradient_checkpointing = True
         # a LoRA's: `_check` lets no other through
         self.has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.prior.modules())
+
+    def compile_with(self, mode: str) -> None:
+        """torch.compile in place, for static shapes, with its `mode`.
+
+        The blocks are alike, so one is compiled for all of them; CUDA graphs, which the other modes take,
+        hold the whole forward.
+        """
+        parts = self.prior.transformer_blocks if mode == "default" else [self]
+        for part in parts:
+            part.compile(mode=mode, dynamic=False)
 
     def forward(
         self,

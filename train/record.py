@@ -1,6 +1,7 @@
 """`run.json`: what a run was asked to do and from what, written beside its weights when it starts."""
 
 import json
+import uuid
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,19 @@ from train.task import Task
 from train.writing import writing
 
 LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
-MOVABLE = {"cache", "output_dir", "resume_from_checkpoint", "dry_run", "preload", "prefetch_mib", "paranoid"}
+MOVABLE = {
+    *(
+        "cache",
+        "output_dir",
+        "resume_from_checkpoint",
+        "fresh",
+        "dry_run",
+        "preload",
+        "prefetch_mib",
+        "paranoid",
+    ),
+    *("report_to", "logging_dir", "tracker_project_name", "save", "push_to_hub", "hub_model_id"),
+}
 "Options that may differ between a run and its continuation without a word."
 FIXED = {
     "order": "--order",
@@ -36,13 +49,17 @@ DERIVED = ("global_batch_size", "total_steps", "train_samples")
 "Numbers on which the order of samples and the schedule depend; they also change with ranks and the cache."
 
 
-def run_record(task: Task, reader: Reader, options: TrainOptions, resolved: dict[str, Any]) -> dict[str, Any]:
+def run_record(
+    task: Task, reader: Reader, options: TrainOptions, resolved: dict[str, Any], resume: Path | None
+) -> dict[str, Any]:
     """Options as given, numbers derived from them, the cache's identity, library versions."""
+    before = _read(resume.parent) if resume is not None else {}
     given = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
     del given["hub_token"]  # a secret
     columns = {name: column.identity for name, column in reader.columns.items()}
     return {
         "trains": task.name,
+        "run_id": before.get("run_id") or uuid.uuid4().hex[:8],
         "base_model": task.base.name,
         "base_identity": task.base.identity,
         "lora": lora_record(task.adapter),

@@ -69,6 +69,10 @@ class Sampling:
         samples = self.samples(drawn)
         return {column: self.shown(column, samples, drawn.epoch) for column in self.reader.columns}
 
+    def keys(self, step: int, positions: range) -> list[str]:
+        """The keys of the samples at some positions of global batch `step`."""
+        return self.reader.keys(self.samples(self.order.share(step, positions)))
+
     def samples(self, drawn: Drawn) -> Ids:
         """The reader's numbers of drawn samples: (B,)."""
         samples = np.empty_like(drawn.sample)

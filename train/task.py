@@ -31,6 +31,8 @@ class Task:
     num_train_timesteps: int
     make_loss: Callable[[torch.device], Loss]
     enable_gradient_checkpointing: Callable[[], None]
+    compile: Callable[[str], None]
+    "With torch.compile's mode; in place, the names of the weights stay."
     export: Callable[[], None]
     "Write the finished pipeline into the output folder."
     base: Base

@@ -133,6 +133,13 @@ class Mixture:
             hashes[chosen] = self.readers[number].key_hashes(local)
         return hashes
 
+    def keys(self, samples: Ids) -> list[str]:
+        """The keys of some samples, for messages."""
+        keys = np.empty(len(samples), dtype=object)
+        for number, chosen, local in self._by_cache(samples):
+            keys[chosen] = self.readers[number].keys(local)
+        return [str(key) for key in keys]
+
     def held_out(self, fraction: float) -> Ids:
         """The samples kept for validation, by each cache's own rule.
 

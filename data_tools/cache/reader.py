@@ -169,6 +169,14 @@ class CacheReader:
             hashes[chosen] = index.key_hash[np.searchsorted(index.sample_index, positions)]
         return hashes
 
+    def keys(self, samples: Ids) -> list[str]:
+        """The keys of some samples, for messages: the sample tables of their parts are read whole."""
+        keys = np.empty(len(samples), dtype=object)
+        for part, chosen, positions in self._by_part(samples):
+            table = self.cache.table(self._parts[part])
+            keys[chosen] = [table[position]["key"] for position in positions.tolist()]
+        return [str(key) for key in keys]
+
     def held_out(self, fraction: float) -> Ids:
         """The samples kept for validation, smallest key hash first: a rule on the key, so growth moves none.
 

@@ -191,6 +191,7 @@ def test_null_bytes_and_keys_are_those_of_the_caches(two, opened):
     assert mixture.payload_bytes(COLUMNS) == sum(reader.payload_bytes(COLUMNS) for reader in alone)
     assert mixture.prompts(TEXT) == {}
     assert mixture.key_hashes().tolist() == [h for reader in alone for h in reader.key_hashes().tolist()]
+    assert mixture.keys(np.array([COUNTS[0], 0])) == [reader.keys(np.array([0]))[0] for reader in alone[::-1]]
 
 
 def test_buckets_are_united(bucketed, opened):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from data_tools.cache import store, zarr_part
 from data_tools.cache.reader import CacheReader
@@ -128,3 +129,13 @@ def test_key_hashes_do_not_depend_on_the_columns_read(tmp_path: Path) -> None:
     hashes = [CacheReader(tmp_path, [name]).key_hashes().tolist() for name in COLUMNS]
     assert hashes[0] == hashes[1] == hashes[2]
     assert len(set(hashes[0])) == 14
+
+
+def test_keys_are_those_whose_hashes_the_index_holds(tmp_path: Path) -> None:
+    build(tmp_path, lacking=frozenset({("text", "k3"), ("image", "k7")}))
+    reader = CacheReader(tmp_path, ["image", "text"])
+    samples = np.array([11, 0, 4, 11, 6])
+    keys = reader.keys(samples)
+    hashes = [xxhash.xxh3_64_intdigest(key.encode()) for key in keys]
+    assert hashes == reader.key_hashes(samples).tolist()
+    assert not {"k3", "k7"} & set(reader.keys(np.arange(reader.num_samples)))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ TRAINED = {"prior": "prior", "decoder": "unet"}
 "Folder of the trained weights."
 COMMANDS: dict[str, click.Command] = {"prior": prior.train_prior, "decoder": decoder.train_decoder}
 MAINS = {"prior": prior.main, "decoder": decoder.main}
-TIMES = {"samples_per_second", "data_wait"}
+TIMES = {"samples_per_second", "data_wait", "memory_gib"}
 "What a line of metrics may hold that differs between equal runs."
 
 # Two rounds of two samples, everything switched on that has a state or a schedule.
@@ -69,7 +70,7 @@ def arguments(cache: Path | str | list[Path | str], output: Path, *flags: str) -
     """The command line of most tests: without validation, one line of metrics a step. Later flags win."""
     caches = [f"--cache={place}" for place in (cache if isinstance(cache, list) else [cache])]
     small = ["--train-batch-size", "4", "--max-train-steps", "3"]
-    quiet = ["--validation-fraction", "0", "--logging-steps", "1"]
+    quiet = ["--validation-fraction", "0", "--logging-steps", "1", "--report-to", "none"]
     return [*caches, "--output-dir", str(output), *small, *quiet, *map(str, flags)]
 
 
@@ -149,3 +150,8 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
     """Norm of the difference of all tensors together."""
     assert first.keys() == second.keys()
     return float(torch.stack([(first[name] - second[name]).double().norm() for name in first]).norm())
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """A repository of one's own, to be changed."""
+    return Path(shutil.copytree(source, target))

@@ -8,9 +8,9 @@ import torch
 
 from tests.precompute.command import precompute
 from tests.train import runs
-from train.loop import Run
 from train.options import LENGTH_WINDOW, TrainOptions
 from train.prefetch import Prefetch
+from train.step import Step
 
 CPU = torch.device("cpu")
 FEW = ("--max-train-steps", "6", "--checkpointing-steps", "3", "--adam-epsilon", "1e-2")
@@ -84,7 +84,7 @@ def test_run_from_several_caches_is_resumed_at_another_layout(kind, weights, cac
     class Stopped(Exception):
         pass
 
-    step = Run._step
+    step = Step.take
 
     def stops(self, now, *rest):
         if now == 4:
@@ -92,7 +92,7 @@ def test_run_from_several_caches_is_resumed_at_another_layout(kind, weights, cac
         step(self, now, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_step", stops)
+        patch.setattr(Step, "take", stops)
         with pytest.raises(Stopped):
             runs.program(kind, *runs.arguments(caches, tmp_path / "out", *flags, "--train-batch-size", "8"))
     rounds = ("--train-batch-size", "2", "--gradient-accumulation-steps", "4", "--preload", "ram")

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.train import runs
-from train.loop import Run
+from train.step import Step
 
 
 @pytest.fixture(params=runs.KINDS)
@@ -87,7 +87,7 @@ def test_the_same_cache_in_another_place_is_the_same(kind, cache, output, tmp_pa
 )
 def test_ctrl_c_says_where_the_same_command_goes_on(stop, wanted, said, cache, finished, tmp_path):
     places = {"out": tmp_path / "out", "finished": finished["prior"]}
-    step = Run._step
+    step = Step.take
 
     def interrupts(self, number, *rest):
         if number == stop:
@@ -96,7 +96,7 @@ def test_ctrl_c_says_where_the_same_command_goes_on(stop, wanted, said, cache, f
 
     flags = (*runs.STANDARD, "--max-train-steps", "8", "--resume-from-checkpoint", wanted.format(**places))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_step", interrupts)
+        patch.setattr(Step, "take", interrupts)
         ended = runs.program("prior", *runs.arguments(cache, places["out"], *flags))
     assert ended.code == 130
     assert ended.lines[-1].startswith("interrupted; the same command ")

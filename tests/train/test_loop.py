@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import train.loop
+import train.step
 from data_tools.cache.reader import CacheReader
 from tests.train import runs
 from train.batches import Slice, TrainingBatches, null_conditions
@@ -160,14 +160,14 @@ def test_held_out_samples_are_never_trained_on(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", runs.KINDS)
 def test_conditions_are_dropped_at_the_rate_asked_for(kind, cache, tmp_path, monkeypatch):
     losses, drops = {}, {}
-    original = train.loop.draw
+    original = train.step.draw
 
     def spy(*args, **options):
         draws = original(*args, **options)
         drops[rate] += draws.drop.tolist()
         return draws
 
-    monkeypatch.setattr(train.loop, "draw", spy)
+    monkeypatch.setattr(train.step, "draw", spy)
     flags = ("--train-batch-size", "16", "--max-train-steps", "2", "--learning-rate", "0")
     for rate in (None, "0", "0.5"):
         drops[rate] = []
@@ -188,7 +188,7 @@ def test_diverging_run_ends_with_one_line_and_saves_nothing_unsound(rate, flags,
     assert ended.code == 1
     assert len(ended.lines) == 1
     assert ended.lines[0].startswith(
-        ("loss: not finite", "weights: not finite", "validation loss: not finite")
+        ("loss: not finite", "gradient: not finite", "weights: not finite", "validation loss: not finite")
     )
     for folder in output.glob("checkpoint-*"):
         tensors = [*runs.weights(folder).values(), *runs.weights(folder / "prior").values()]

@@ -13,7 +13,7 @@ from tests.train.test_equivalence import table
 from tests.train.test_ranks import FLAGS, assert_close, on_two_ranks
 from train.batches import Slice, TrainingBatches, null_conditions
 from train.draws import draw
-from train.loop import fit
+from train.fit import fit
 from train.lora import Adapter
 from train.optimizer import make_optimizer
 

@@ -4,10 +4,10 @@ from tests.train import runs
 
 WATCHED = """
 import gc, sys
-from train import decoder, loop, prior
+from train import decoder, prior, step as steps
 
 alive = set()
-step = loop.Run._step
+step = steps.Step.take
 
 def watched(self, *arguments):
     step(self, *arguments)
@@ -28,7 +28,7 @@ def train(main, arguments):
         assert end.code == 0, end.code
     look()
 
-loop.Run._step = watched
+steps.Step.take = watched
 first, second = (command.split("\\n") for command in sys.argv[1:])
 train(prior.main, first)
 train(decoder.main, second)

@@ -9,18 +9,18 @@ import pytest
 
 from tests.train import runs
 from train.checkpoint import checkpoints
-from train.loop import Run
+from train.step import Step
 
 DIE = """
 import os, signal, sys
-from train import loop, {kind}
+from train import {kind}, step as steps
 
-step = loop.Run._step
+step = steps.Step.take
 def dies(self, number, *rest):
     if number == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, number, *rest)
-loop.Run._step = dies
+steps.Step.take = dies
 {kind}.main()
 """
 
@@ -31,14 +31,14 @@ class Stopped(Exception):
 
 def stop_before(monkeypatch, number):
     """Step `number` does not take place: the run ends there."""
-    step = Run._step
+    step = Step.take
 
     def stops(self, now, *rest):
         if now == number:
             raise Stopped
         step(self, now, *rest)
 
-    monkeypatch.setattr(Run, "_step", stops)
+    monkeypatch.setattr(Step, "take", stops)
 
 
 def interrupted(kind, cache, output, number, *flags):

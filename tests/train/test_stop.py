@@ -1,0 +1,68 @@
+"""SIGTERM and SIGUSR1: a checkpoint, exit code 0, a line that says how to go on."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.train import runs
+
+LONG = ("--max-train-steps", "100000", "--checkpointing-steps", "100000")
+
+
+def started(kind, cache, output, *flags, ranks=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    module = ["-m", f"train.{kind}", *runs.arguments(cache, output, *LONG, *flags)]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if ranks > 1 else []), *module],
+        cwd=runs.ROOT,
+        env={**runs.environment(), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_steps(process, output, number=3):
+    """Until so many lines of metrics are there."""
+    path = output / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_text().count("\n") < number:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no steps were taken"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("prior", signal.SIGTERM), ("decoder", signal.SIGUSR1)])
+def test_signal_ends_a_run_with_a_checkpoint(kind, number, cache, tmp_path):
+    output = tmp_path / "out"
+    process = started(kind, cache, output)
+    wait_for_steps(process, output)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, stderr
+    (checkpoint,) = output.glob("checkpoint-*")
+    step = int(checkpoint.name.partition("-")[2])
+    last = stderr.strip().splitlines()[-1].rpartition("\r")[2]
+    assert last == f"{number.name}: ended early; the same command continues from {checkpoint}"
+    assert not (output / "model_index.json").exists()
+
+    flags = ("--max-train-steps", str(step + 3), "--checkpointing-steps", "100000")
+    runs.train(kind, cache, output, *flags)
+    whole = runs.train(kind, cache, tmp_path / "whole", *flags)
+    assert runs.series(output, "loss") == runs.series(whole, "loss")
+
+
+def test_signal_to_one_rank_ends_all_at_the_same_step(cache, tmp_path):
+    output = tmp_path / "out"
+    process = started("prior", cache, output, ranks=2)
+    wait_for_steps(process, output)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    workers = [int(pid) for pid in found.stdout.split()]
+    assert len(workers) == 2
+    subprocess.run(["kill", "-USR1", str(workers[1])], check=True)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, stderr
+    assert len(list(output.glob("checkpoint-*"))) == 1
+    assert "ended early; the same command continues from" in stderr

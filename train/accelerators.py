@@ -1,0 +1,43 @@
+"""Device, precision, ranks and trackers, from the options and the launcher's environment."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
+
+from data_tools.errors import UserError
+from train import trackers
+from train.options import TrainOptions
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Raises `UserError` for what cannot be kept."""
+    torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        # as a plugin: the environment variable of `accelerate launch` would win over a plain number
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=trackers.chosen(options.report_to) or None,
+        project_config=ProjectConfiguration(
+            project_dir=str(options.output_dir), logging_dir=str(trackers.logging_dir(options))
+        ),
+    )
+    if accelerator.distributed_type not in PLAIN:
+        kind = accelerator.distributed_type.value
+        raise UserError(
+            f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
+        )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
+        raise UserError(
+            f"WORLD_SIZE: {world} processes were started, but accelerate sees {accelerator.num_processes}; "
+            "without a GPU set ACCELERATE_USE_CPU=true"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed-precision: fp16 needs a GPU, wanted bf16 or no on the CPU")
+    return accelerator
