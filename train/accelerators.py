@@ -9,15 +9,18 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, Projec
 from data_tools.errors import UserError
 from train import trackers
 from train.options import TrainOptions
+from train.sharding import fsdp_plugin, set_up_fsdp
 
-PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+KINDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """Raises `UserError` for what cannot be kept."""
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
+    plugin = fsdp_plugin(os.environ)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
+        fsdp_plugin=plugin,
         # as a plugin: the environment variable of `accelerate launch` would win over a plain number
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
@@ -27,11 +30,11 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
             project_dir=str(options.output_dir), logging_dir=str(trackers.logging_dir(options))
         ),
     )
-    if accelerator.distributed_type not in PLAIN:
+    if plugin is not None:
+        set_up_fsdp(accelerator, plugin, options.optimizer)
+    if accelerator.distributed_type not in KINDS:
         kind = accelerator.distributed_type.value
-        raise UserError(
-            f"accelerate: {kind} is not supported yet, wanted one process or plain data parallelism"
-        )
+        raise UserError(f"accelerate: {kind} is not supported, wanted one process, DDP or FSDP")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
         raise UserError(

@@ -2,10 +2,15 @@
 
     checkpoint-500/
         prior/ or unet/           the weights, in diffusers' layout
+        prior_ema/ or unet_ema/   their running average, if the run keeps one, in the same layout
         optimizer.safetensors     <parameter>/<state>, for example `proj_in.weight/exp_avg`
         state.json                step, GradScaler
 
-Noise, order and learning rate are functions of the step, so there is no random state to keep.
+Noise, order and learning rate are functions of the step, so there is no random state to keep. Nor does it
+show how the run was parallelised: all tensors are whole, under the names that they have in one process.
+
+All ranks save and load together. Where weights are sharded the main process holds all of them in its memory
+for a moment, then all of the optimizer's state: 8 bytes a parameter with AdamW.
 """
 
 import json
@@ -20,20 +25,23 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from data_tools.errors import DataFault, UserError
 from data_tools.models import first_line
 from train.ema import Ema
+from train.sharding import class_of, gathered, is_sharded, like, local, main_writes, over_ranks
 from train.writing import writing
 
 
 class Saveable(Protocol):
-    """A diffusers model: what both trainers train."""
+    """A diffusers model, or the LoRA on it: what both trainers train."""
 
-    def save_pretrained(self, save_directory: str | Path) -> None: ...
+    def save_pretrained(self, folder: Path, /) -> None: ...
 
-    def load_state_dict(self, state_dict: Any) -> Any: ...
+    def load_state_dict(self, weights: Any, /) -> Any: ...
+
+    def state_dict(self, *, keep_vars: bool) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -51,39 +59,83 @@ class Training:
     ema: Ema | None = None
 
 
-def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:
-    """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last.
+@dataclass(frozen=True)
+class Saved:
+    """The weights in a checkpoint's folder, for who wants to save them elsewhere: always whole."""
 
-    Raises `DataFault`, and leaves the older ones, if it cannot be written.
+    folder: Path
+
+    def save_pretrained(self, folder: str | Path, /) -> None:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:
+    """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last. All ranks call this.
+
+    Raises `DataFault`, and leaves the older ones, if it cannot be written; ranks but the main one then end.
     """
     target = folder / f"checkpoint-{step}"
     temporary = folder / f".tmp-checkpoint-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with writing(target):
-            _write(temporary, step, training)
-            temporary.rename(target)
+        with main_writes() as main, writing(target):
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        _write(temporary, step, training, target)
+        with main_writes() as main, writing(target):
+            if main:
+                _sync(temporary)
+                temporary.rename(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    if keep is not None:
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if keep is not None and main:
         for old in checkpoints(folder)[:-keep]:
             _delete(old)
     return target
 
 
-def _write(folder: Path, step: int, training: Training) -> None:
-    folder.mkdir(parents=True)
-    training.model.save_pretrained(folder / training.name)
+def _write(folder: Path, step: int, training: Training, target: Path) -> None:
+    """One part after the other, so that only one of them is in memory."""
+    own = training.model.state_dict(keep_vars=True)
+    sharded = is_sharded(own.values())
+    for name, tensors in {training.name: own, f"{training.name}_ema": _averaged(training, own)}.items():
+        weights = gathered(tensors.items()) if sharded or tensors is not own else {}
+        with main_writes() as main, writing(target):
+            if main and tensors is own and not sharded:
+                training.model.save_pretrained(folder / name)
+            elif main and tensors:
+                _save_weights(training.model, weights, folder / name)
     state = training.optimizer.state
-    tensors = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+    tensors = gathered(
+        (f"{name}/{key}", torch.as_tensor(value))  # 8-bit Adam counts its steps in an int
         for name, parameter in training.parameters
         for key, value in state.get(parameter, {}).items()
-    }
-    save_file(tensors, folder / "optimizer.safetensors")
-    scaler = training.scaler.state_dict() if training.scaler is not None else None
-    (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
-    _sync(folder)
+    )
+    with main_writes() as main, writing(target):
+        if main:
+            save_file(tensors, folder / "optimizer.safetensors")
+            scaler = training.scaler.state_dict() if training.scaler is not None else None
+            (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+
+
+def _averaged(training: Training, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`own`, the trained weights replaced by their averages; {} without any."""
+    if training.ema is None:
+        return {}
+    averages = {id(p): mean for (_, p), mean in zip(training.parameters, training.ema.shadow, strict=True)}
+    return {name: averages.get(id(tensor), tensor) for name, tensor in own.items()}
+
+
+def _save_weights(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write `weights` as `model.save_pretrained` writes its own: the same files for the same weights."""
+    if isinstance(model, nn.Module):
+        with torch.device("meta"):
+            empty = class_of(model).from_config(model.config)
+        empty.load_state_dict(weights, assign=True)
+        empty.save_pretrained(folder)
+    else:
+        model.write(folder, weights)
 
 
 def _sync(folder: Path) -> None:
@@ -103,27 +155,45 @@ def _delete(checkpoint: Path) -> None:
 
 
 def largest(training: Training) -> float:
-    """The largest absolute value among weights and optimizer state, NaN if there is one; a host sync."""
+    """The largest absolute value among weights and optimizer state, NaN if there is one; a host sync.
+
+    All ranks call this.
+    """
     weights = [parameter.detach() for _, parameter in training.parameters]
     state = [value for values in training.optimizer.state.values() for value in values.values()]
-    return float(nn.utils.get_total_norm([*weights, *state], norm_type=math.inf))
+    parts = [local(torch.as_tensor(value)) for value in (*weights, *state)]
+    real = [part for part in parts if part.numel() and part.is_floating_point()]
+    norm = nn.utils.get_total_norm(real, norm_type=math.inf)
+    return float(over_ranks(norm).max() if is_sharded(weights) else norm)
 
 
 def load(folder: Path, training: Training) -> int:
-    """Put a checkpoint's content into `training`; returns its step. Raises `DataFault` if it is damaged."""
+    """Put a checkpoint's content into `training`; returns its step. All ranks call this.
+
+    An average that the checkpoint does not have begins with its weights. Raises `DataFault` if it is damaged.
+    """
+    own = training.model.state_dict(keep_vars=True)
     try:
-        weights: dict[str, torch.Tensor] = {}
-        for file in sorted((folder / training.name).glob("*.safetensors")):
-            weights.update(load_file(file))
-        training.model.load_state_dict(weights)
+        weights = _load_weights(folder / training.name)
+        training.model.load_state_dict({n: like(tensor, own.get(n)) for n, tensor in weights.items()})
+        if training.ema is not None:
+            with_average = (folder / f"{training.name}_ema").is_dir()
+            averages = _load_weights(folder / f"{training.name}_ema") if with_average else weights
+            for name, mean in _averaged(training, own).items():
+                if own[name].requires_grad:
+                    mean.copy_(like(averages[name], mean))
         tensors = load_file(folder / "optimizer.safetensors")
         record = json.loads((folder / "state.json").read_text())
         step, scaler = int(record["step"]), record["scaler"]
         numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = dict(training.parameters)
+        state: dict[int, dict[str, Tensor | int]] = {}
         for path, tensor in tensors.items():
             name, key = path.rsplit("/", 1)
-            state.setdefault(numbers[name], {})[key] = tensor
+            alike = tensor.shape == parameters[name].shape  # others, like Adam's `step`, are not sharded
+            value = like(tensor, parameters[name]) if alike else tensor
+            counts = value.ndim == 0 and not value.is_floating_point()
+            state.setdefault(numbers[name], {})[key] = int(value) if counts else value
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
         raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {first_line(err)}") from None
     groups = training.optimizer.state_dict()["param_groups"]
@@ -131,6 +201,10 @@ def load(folder: Path, training: Training) -> int:
     if training.scaler is not None and scaler is not None:
         training.scaler.load_state_dict(scaler)
     return step
+
+
+def _load_weights(folder: Path) -> dict[str, Tensor]:
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -137,9 +137,9 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
     card = partial(model_card, options.output_dir, base, "unet", prior)
-    export = partial(export_pipeline, options.output_dir, base, "unet", unet, card)
+    export = partial(export_pipeline, options.output_dir, base, "unet", card=card)
     if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "unet", adapter, card)
+        export = partial(export_lora, options.output_dir, base, "unet", card=card)
     return Task(
         name="unet",
         base=base,
@@ -149,6 +149,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         noised="latents",
         num_train_timesteps=schedule.num_train_timesteps,
         make_loss=make_loss,
+        make_draw_losses=make_loss,  # the UNet takes one draw a sample
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
         compile=lambda mode: unet.compile(mode=mode, dynamic=False),
         export=export,

@@ -41,6 +41,8 @@ class Purpose(IntEnum):
 
     TRAIN = 0
     VALIDATION = 1
+    SAMPLED_VALIDATION = 2
+    PREVIEW = 3
 
 
 class _Stream(IntEnum):

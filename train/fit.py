@@ -84,10 +84,10 @@ def _batches(reader: Reader, options: TrainOptions, accelerator: Accelerator) ->
 
 def _finish(run: Run, task: Task, options: TrainOptions, accelerator: Accelerator) -> None:
     """The finished pipeline, and the picture of its losses."""
-    with run.averaged():
-        if accelerator.is_main_process:
-            # first the picture: the model card shows it
-            draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
-            task.export()
-            steps, folder = run.lengths.total_steps, options.output_dir
-            accelerator.print(f"{task.name}: {steps} steps done, the pipeline is in {folder}")
+    if not accelerator.is_main_process:
+        return
+    # first the picture: the model card shows it
+    draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
+    task.export(run.result)
+    steps, folder = run.lengths.total_steps, options.output_dir
+    accelerator.print(f"{task.name}: {steps} steps done, the pipeline is in {folder}")

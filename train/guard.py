@@ -59,15 +59,15 @@ class Guard:
         """The losses (B,) of one accumulation round."""
         self._finite.append(losses.detach().isfinite())
 
-    def look(self, step: int, norm: Tensor | None) -> None:
+    def look(self, step: int, norm: Tensor) -> None:
         """After the last round's backward, before the update; `norm` is the same on all ranks."""
         finite = torch.cat(self._finite)  # (rounds · B,)
         self._finite = []
         bad = ~finite.all()
-        if norm is not None:
-            overflow = ~norm.isfinite()
-            self.skipped += overflow if self._scaled else 0
-            bad = bad if self._scaled else bad | overflow
+        if self._scaled:
+            self.skipped += ~norm.isfinite()
+        else:
+            bad |= ~norm.isfinite()
         if self.accelerator.num_processes > 1:
             bad = self.accelerator.reduce(bad.float(), reduction="sum") > 0
         first = bad & (self.bad_step < 0)

@@ -5,12 +5,14 @@ last state go through the same lines. All that is random is a function of (seed,
 batch), so a resumed run, also one at another number of ranks, takes the steps it would have taken.
 """
 
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
 from tqdm import tqdm
 
 from data_tools.cache.mixture import Reader
@@ -23,11 +25,14 @@ from train.meter import Meter
 from train.metrics import MetricsFile
 from train.optimizer import make_optimizer
 from train.options import TrainOptions
+from train.preview import Previews
 from train.schedules import lr_factor
+from train.sharding import prepare
 from train.step import Step
 from train.stop import StopRequest
 from train.task import Task
-from train.validation import held_out_loss
+from train.trackers import log_pictures
+from train.validation import Validator, as_text
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Run:
     ) -> None:
         self.task, self.reader, self.batches, self.options = task, reader, batches, options
         self.accelerator, self.lengths = accelerator, lengths
+        # before the model is on the device: prompts may have to be encoded
+        self.previews = Previews(task, task.preview, reader, options, accelerator) if task.preview else None
         if options.gradient_checkpointing:
             task.enable_gradient_checkpointing()
         if task.adapter:
@@ -81,16 +88,20 @@ class Run:
         task.module.to(accelerator.device).train()
         if options.compile:
             task.compile(options.compile_mode)
+        self.loss = task.make_loss(accelerator.device)
         optimizer, named = make_optimizer(task.module, options)
-        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.module, self.optimizer, named = prepare(accelerator, task.module, optimizer, named)
         parameters = [parameter for _, parameter in named]
         ema = Ema(parameters, limit=options.ema_decay, power=options.ema_power) if options.use_ema else None
         saved = task.adapter or task.model
         self.training = checkpoint.Training(task.name, saved, optimizer, named, accelerator.scaler, ema)
-        self.loss = task.make_loss(accelerator.device)
         self.null = null_conditions(reader, task.null_column, accelerator.device)
+        held = batches.held_out[: options.validation_samples]
+        self.validator = Validator(task, self.null, reader, held, options, accelerator)
         self.guard = Guard(accelerator, optimizer, batches.keys)
         self.stop = StopRequest(accelerator)
+        self.checkpoint: Path | None = None
+        "The last one that was loaded or saved."
         self.step = Step(
             task,
             options,
@@ -108,6 +119,7 @@ class Run:
     def resume(self, folder: Path | None) -> int:
         """Continue from a checkpoint, or start at step 0. Raises `UserError` if that cannot be done."""
         step = checkpoint.load(folder, self.training) if folder else 0
+        self.checkpoint = folder
         if step > self.lengths.total_steps:
             raise UserError(
                 f"--max-train-steps: {folder} is at step {step}, past the last of {self.lengths.total_steps}"
@@ -143,11 +155,9 @@ class Run:
                     values = meter.read() | self.guard.counts()
                     self._log(step, values, metrics)
                     bar.set_postfix_str(meter.as_text(values), refresh=False)
-                if validates and lengths.validation_samples:
-                    values = self._validate()
-                    require_finite(values["validation_loss"], "validation loss", f"at step {step}")
+                if validates and (values := self._validate(step)):
                     self._log(step, values, metrics)
-                    bar.write(f"step {step}: validation loss {values['validation_loss']:.4f}")
+                    bar.write(f"step {step}: {as_text(values)}")
                 if saves:
                     self._save(step)
                 if validates or saves:
@@ -160,28 +170,35 @@ class Run:
             self.stop.finish()
         return (self.stop.name or "stopped by another process") if stopped else ""
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model has the weights that are the result: with --use-ema the averages."""
-        ema = self.training.ema
-        return nullcontext() if ema is None else ema.in_place()
+    @property
+    def result(self) -> checkpoint.Saved:
+        """The finished weights: those of the last checkpoint, with --use-ema their averages."""
+        assert self.checkpoint is not None, "a run ends with a checkpoint"
+        average = self.checkpoint / f"{self.task.name}_ema"
+        averaged = self.options.use_ema and average.is_dir()
+        return checkpoint.Saved(average if averaged else self.checkpoint / self.task.name)
 
-    def _validate(self) -> dict[str, float]:
-        """What is measured on the held-out samples, with the weights as they are and with the averages."""
+    def _validate(self, step: int) -> dict[str, float]:
+        """What is measured on held-out samples, of the weights and of their averages; draws the pictures."""
         eager = torch.compiler.set_stance("force_eager") if self.options.compile else nullcontext()
         with eager:
-            values = self._measure()
-            if self.training.ema is not None:
-                with self.averaged():
+            values, ema = self._measure(), self.training.ema
+            with ema.in_place() if ema else nullcontext():
+                if ema:
                     values |= {f"ema_{name}": value for name, value in self._measure().items()}
+                if self.previews is not None:
+                    log_pictures(self.accelerator, self.previews.draw(step, self._undistributed()), step)
+        for name, value in values.items():
+            require_finite(value, name.replace("_", " "), f"at step {step}")
         return values
 
     def _measure(self) -> dict[str, float]:
-        held = self.batches.held_out[: self.options.validation_samples]
-        source = self.batches.source
-        value = held_out_loss(
-            self.task, self.loss, self.null, self.reader, source, held, self.options, self.accelerator
-        )
-        return {"validation_loss": value}
+        return self.validator.measure(self.batches.source, self._undistributed())
+
+    def _undistributed(self) -> nn.Module:
+        """What a forward outside of training is asked of: not DDP's wrapper, but FSDP's shards."""
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        return self.module if sharded else self.task.module
 
     def _log(self, step: int, values: dict[str, float], metrics: MetricsFile | None) -> None:
         if metrics is not None:
@@ -207,8 +224,5 @@ class Run:
     def _save(self, step: int) -> None:
         # the last update may have gone wrong although every loss before it was finite
         require_finite(checkpoint.largest(self.training), "weights", f"after step {step}")
-        if self.accelerator.is_main_process:
-            checkpoint.save(
-                self.options.output_dir, step, self.training, keep=self.options.checkpoints_total_limit
-            )
-        self.accelerator.wait_for_everyone()
+        keep = self.options.checkpoints_total_limit
+        self.checkpoint = checkpoint.save(self.options.output_dir, step, self.training, keep=keep)

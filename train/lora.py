@@ -66,8 +66,8 @@ def lora_settings(options: "TrainOptions", default_targets: str) -> LoraSettings
 class Adapter:
     """The LoRA of a diffusers model: the only weights that ask for gradients, in float32.
 
-    `save_pretrained` and `load_state_dict` are those of the LoRA alone, for checkpoints. Raises UserError for
-    targets that the model does not have.
+    `save_pretrained`, `state_dict` and `load_state_dict` are those of the LoRA alone, for checkpoints. Raises
+    UserError for targets that the model does not have.
     """
 
     def __init__(self, model: Any, settings: LoraSettings, *, seed: int) -> None:
@@ -85,11 +85,15 @@ class Adapter:
             model.add_adapter(config, _ADAPTER)
         self.model, self.settings = model, settings
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, Tensor]:
         """By the name in the file."""
+        return self.state_dict(keep_vars=True)
+
+    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Tensor]:
+        """As of a module: what the parameters hold, or with `keep_vars` themselves."""
         return {
-            name.replace(f".{_ADAPTER}.", "."): parameter
-            for name, parameter in self.model.named_parameters()
+            name.replace(f".{_ADAPTER}.", "."): tensor
+            for name, tensor in self.model.state_dict(keep_vars=keep_vars).items()
             if ".lora_" in name
         }
 
@@ -107,12 +111,15 @@ class Adapter:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `FILE` into the folder; `load_lora_adapter` of the base model reads it."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.parameters().items()}
+        self.write(folder, {name: t.cpu().contiguous() for name, t in self.state_dict().items()})
+
+    def write(self, folder: str | Path, tensors: dict[str, Tensor]) -> None:
+        """As `save_pretrained`, with other values than the model's."""
         write_lora(Path(folder) / FILE, tensors, self.settings.rank, self.settings.alpha)
 
     def load_state_dict(self, weights: dict[str, Tensor]) -> None:
         """Put a saved LoRA's tensors into the model. Raises RuntimeError if they are not this LoRA's."""
-        own = self.parameters()
+        own = self.state_dict()  # shares the model's memory
         found, wanted = ({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (weights, own))
         if found != wanted:
             name = min(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
@@ -159,7 +166,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def export_lora(output: Path, base: Base, name: str, adapter: Weights, card: Callable[[], str]) -> None:
+def export_lora(output: Path, base: Base, name: str, weights: Weights, card: Callable[[], str]) -> None:
     """Write `output`: the LoRA by itself, and the whole pipeline with the LoRA merged into the base.
 
     The weights merged into are the base's own in float32, whatever they were kept in while training.
@@ -168,7 +175,7 @@ def export_lora(output: Path, base: Base, name: str, adapter: Weights, card: Cal
 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        adapter.save_pretrained(output)
+        weights.save_pretrained(output)
     merged = load_model(getattr(diffusers, MODELS[name]), base.folder / name, base.flag)
     merged.load_lora_adapter(str(output), prefix=None, weight_name=FILE)
     merged.fuse_lora()

@@ -29,13 +29,29 @@ def prior_loss(
     null: Mapping[str, Tensor],
     draws: Draws,
     schedule: NoiseSchedule,
+    **settings: Any,
+) -> Tensor:
+    """Loss of each sample for the text-to-image-embedding prior, the mean over its draws. (B,) float32.
+
+    As `prior_draw_losses`, where the arguments are explained.
+    """
+    losses = prior_draw_losses(model, batch, null, draws, schedule, **settings)  # (B · K,)
+    return losses.view(batch["image_embeds"].shape[0], -1).mean(dim=1)
+
+
+def prior_draw_losses(
+    model: Model,
+    batch: Mapping[str, Tensor],
+    null: Mapping[str, Tensor],
+    draws: Draws,
+    schedule: NoiseSchedule,
     *,
     clip_mean: Tensor,
     clip_std: Tensor,
     snr_gamma: float | None,
     row_multiple: int = 1,
 ) -> Tensor:
-    """Loss of each sample for the text-to-image-embedding prior, the mean over its draws. (B,) float32.
+    """Loss of each draw for the text-to-image-embedding prior. (B · K,) float32.
 
     batch      image_embeds (B, D) raw, prompt_embeds (B, D), text_encoder_hidden_states (B, N, D) padded on
                the right with anything finite, n_tokens (B,) int64 valid rows
@@ -49,13 +65,11 @@ def prior_loss(
     `model(noisy, timesteps, prompt_embeds, hidden, n_tokens)` is `CausalPrior.forward`.
     """
     x0 = (batch["image_embeds"].float() - clip_mean.float()) / clip_std.float()  # (B, D)
-    num_samples = x0.shape[0]
-    x0 = x0.repeat_interleave(draws.noise.shape[0] // num_samples, dim=0)  # (B · K, D)
+    x0 = x0.repeat_interleave(draws.noise.shape[0] // x0.shape[0], dim=0)  # (B · K, D)
     noisy = schedule.add_noise(x0, draws.noise, draws.timesteps)  # (B · K, D)
     prompt_embeds, hidden, n_tokens = _drop_text(batch, null, draws.drop, row_multiple)
     prediction = model(noisy, draws.timesteps, prompt_embeds, hidden, n_tokens)  # (B · K, D)
-    losses = _weighted_loss(prediction, x0, draws, schedule, snr_gamma)  # (B · K,)
-    return losses.view(num_samples, -1).mean(dim=1)
+    return _weighted_loss(prediction, x0, draws, schedule, snr_gamma)
 
 
 def decoder_loss(

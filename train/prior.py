@@ -4,6 +4,7 @@ Trains diffusers' `PriorTransformer` to predict the (normalised) CLIP image embe
 and the text, as `train_text_to_image_prior.py` does, without a text or vision encoder in memory.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from train.ranks import said_once_a_node
 if TYPE_CHECKING:
     from data_tools.cache.mixture import Reader
     from train.export import Base
+    from train.preview import PreviewPlan
     from train.task import Task
 
 SUBFOLDERS = ("prior", "scheduler")
@@ -111,6 +113,7 @@ def _prepare(
     from train.compatibility import check_encoders, check_same_clip, check_widths
     from train.export import Base
     from train.load import required
+    from train.preview import plan_previews
     from train.reading import open_reader
     from train.record import check_output
     from train.requirements import check_requirements
@@ -132,11 +135,12 @@ def _prepare(
     check_same_clip(folder, reader, flag="--prior-model")
     base = Base.find(name, "prior", options.output_dir, flag="--prior-model", save=options.save)
     check_encoders(base, {"image_encoder": "image", "text_encoder": "text"}, reader)
-    return make_task(base, options), reader
+    preview = plan_previews(options, reader, base, decoder_model, resolution)
+    return make_task(base, options, preview), reader
 
 
-def make_task(base: "Base", options: TrainOptions) -> "Task":
-    """The prior's task: model, loss and export."""
+def make_task(base: "Base", options: TrainOptions, preview: "PreviewPlan | None" = None) -> "Task":
+    """The prior's task: model, loss, sampler and export."""
     import torch
     from diffusers import PriorTransformer
 
@@ -146,30 +150,37 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
     from train.load import load_model
     from train.lora import export_lora, lora_settings, make_adapter
     from train.model_card import model_card
-    from train.objectives import prior_loss
+    from train.objectives import prior_draw_losses, prior_loss
     from train.prior_model import CausalPrior
-    from train.task import Loss, Task
+    from train.sampler import make_scheduler, sample_embeddings
+    from train.task import Loss, Sampler, Task
 
     lora = lora_settings(options, LORA_TARGETS)
+    scheduler: Any = None
+    if options.sampled_validation or preview:
+        scheduler = make_scheduler(base.folder / "scheduler", flag=base.flag)
     prior = load_model(PriorTransformer, base.folder / "prior", base.flag)
     adapter = make_adapter(prior, lora, seed=options.seed)
     module = CausalPrior(prior, KERNELS[options.attention])
     schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
 
-    def make_loss(device: torch.device) -> Loss:
-        return partial(
-            prior_loss,
-            schedule=schedule.to(device),
-            clip_mean=prior.clip_mean,
-            clip_std=prior.clip_std,
-            snr_gamma=options.snr_gamma,
-            row_multiple=ROW_MULTIPLE if options.compile else 1,
-        )
+    clip_mean, clip_std = (stat.detach().clone() for stat in (prior.clip_mean, prior.clip_std))
+
+    def stats(device: torch.device) -> dict[str, Any]:
+        return {"clip_mean": clip_mean.to(device), "clip_std": clip_std.to(device)}
+
+    def make_loss(loss: Callable[..., torch.Tensor], device: torch.device) -> Loss:
+        multiple = ROW_MULTIPLE if options.compile else 1
+        fixed = {"schedule": schedule.to(device), "snr_gamma": options.snr_gamma, "row_multiple": multiple}
+        return partial(loss, **fixed, **stats(device))
+
+    def make_sampler(device: torch.device) -> Sampler:
+        return partial(sample_embeddings, scheduler=scheduler, **stats(device))
 
     card = partial(model_card, options.output_dir, base, "prior")
-    export = partial(export_pipeline, options.output_dir, base, "prior", prior, card)
+    export = partial(export_pipeline, options.output_dir, base, "prior", card=card)
     if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "prior", adapter, card)
+        export = partial(export_lora, options.output_dir, base, "prior", card=card)
     return Task(
         name="prior",
         base=base,
@@ -178,7 +189,11 @@ def make_task(base: "Base", options: TrainOptions) -> "Task":
         null_column="text",
         noised="image_embeds",
         num_train_timesteps=schedule.num_train_timesteps,
-        make_loss=make_loss,
+        make_loss=partial(make_loss, prior_loss),
+        make_draw_losses=partial(make_loss, prior_draw_losses),
+        validation_draws=4,  # one in each quarter of the schedule
+        make_sampler=make_sampler if scheduler else None,
+        preview=preview,
         enable_gradient_checkpointing=module.enable_gradient_checkpointing,
         compile=module.compile_with,
         export=export,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
+
 from data_tools.errors import UserError
 
 WAIT_SECONDS = 5.0
@@ -21,7 +23,17 @@ def said_once_a_node() -> Iterator[None]:
     try:
         yield
     except UserError:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _speaks():
             raise
         time.sleep(WAIT_SECONDS)
         sys.exit(2)
+
+
+def say_once_a_node(text: str) -> None:
+    """A line on stderr, from before the ranks know each other."""
+    if _speaks():
+        click.echo(text, err=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

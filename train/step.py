@@ -14,6 +14,7 @@ from train.guard import Guard
 from train.lora import seed_dropout
 from train.meter import Meter
 from train.options import TrainOptions
+from train.sharding import clip_grad_norm
 from train.task import Loss, Task
 
 Stream = Generator[tuple[Batch, Tensor], None, None]
@@ -77,8 +78,7 @@ class Step:
             global_batch_size=self.share.global_batch_size,
         )
 
-    def _clip(self) -> Tensor | None:
-        """The gradient's norm, before it is cut down to --max-grad-norm (0: not cut)."""
+    def _clip(self) -> Tensor:
+        """The gradient's norm over all ranks, (), before it is cut down to --max-grad-norm (0: not cut)."""
         limit = self.options.max_grad_norm or math.inf
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(self.parameters, limit)
-        return norm
+        return clip_grad_norm(self.accelerator, self.parameters, limit)

@@ -51,12 +51,15 @@ def open_trackers(
             tracker.store_init_configuration(record)
 
 
-def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """Show a picture in every tracker; on the main process."""
+def log_pictures(accelerator: Accelerator, pictures: dict[str, list[Image.Image]], step: int) -> None:
+    """Show the pictures of each prompt in every tracker."""
     for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
-        elif tracker.name == "wandb":
-            tracker.log_images({name: [picture]}, step=step)
-        else:
-            tracker.writer.log_image(picture, name=name, step=step)
+        for prompt, images in pictures.items():
+            if tracker.name == "tensorboard":
+                stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # (I, h, w, 3)
+                tracker.writer.add_images(prompt, stacked, step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({prompt: images}, step=step)
+            else:
+                for image in images:
+                    tracker.writer.log_image(image, name=prompt, step=step)

@@ -63,7 +63,7 @@ class Ended:
     def lines(self) -> list[str]:
         """Of stderr, without progress bars."""
         lines = [line.rsplit("\r", 1)[-1] for line in self.stderr.split("\n")]
-        return [line for line in lines if line.strip() and "it/s" not in line]
+        return [line for line in lines if line.strip() and "it/s" not in line and "s/it" not in line]
 
 
 def arguments(cache: Path | str | list[Path | str], output: Path, *flags: str) -> list[str]:

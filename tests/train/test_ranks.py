@@ -54,8 +54,11 @@ def assert_close(found, wanted):
 
 def test_two_ranks_take_the_steps_of_one(pair):
     kind, one, two = pair
-    for key in ("loss", "validation_loss", "grad_norm", "lr"):
+    for key in ("loss", "validation_loss", "validation_loss_q1", "grad_norm", "lr"):
         assert_close(runs.series(two, key), runs.series(one, key))
+    sampled = runs.series(one, "sampled_cosine_g4")
+    assert bool(sampled) == (kind == "prior")
+    assert_close(runs.series(two, "sampled_cosine_g4"), sampled)
     name = runs.TRAINED[kind]
     before, alone, together = (runs.weights(folder / name) for folder in (one / "checkpoint-2", one, two))
     assert runs.distance(together, alone) < 1e-3 * runs.distance(alone, before)

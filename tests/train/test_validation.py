@@ -7,9 +7,11 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.train import runs
-from train.batches import collate, null_conditions
+from train.batches import Disk, collate, null_conditions
 from train.draws import Purpose, draw
 from train.metrics import draw_losses
+from train.sampler import make_generators
+from train.validation import Validator
 
 CPU = torch.device("cpu")
 
@@ -28,15 +30,120 @@ def test_validation_drops_no_condition_and_draws_by_the_place_of_a_sample(size, 
     task.module.eval()
     held = reader.held_out(0.4)
     assert len(held) > 3
-    batch = collate(reader, {column: reader.rows(column, held)[0] for column in reader.columns})
-    random = {"shape": batch[task.noised].shape[1:], "num_train_timesteps": task.num_train_timesteps}
-    draws = draw(5, 0, torch.arange(len(held)), **random, cond_dropout=0.0, purpose=Purpose.VALIDATION)
-    null, loss = null_conditions(reader, task.null_column, CPU), task.make_loss(CPU)
+    batch = first_rows(reader, held)
+    random = {"shape": batch[task.noised].shape[1:], "num_train_timesteps": 1000, "cond_dropout": 0.0}
+    random |= {"purpose": Purpose.VALIDATION, "timestep_sampling": "stratified"}
+    per_sample = {"prior": 4, "decoder": 1}[kind]
+    draws = draw(5, 0, torch.arange(len(held)), **random, num_draws=per_sample, global_batch_size=len(held))
+    quarter = draws.timesteps // 250
+    if kind == "prior":
+        assert (quarter.view(-1, 4).sort(dim=1).values == torch.arange(4)).all()  # one in each
+    null, losses = null_conditions(reader, task.null_column, CPU), task.make_draw_losses(CPU)
     with torch.no_grad():
-        losses = loss(task.module, batch, null, draws)
-    assert len(set(draws.timesteps.tolist())) > 1
-    wanted = losses.mean().item()
-    assert runs.series(output, "validation_loss") == pytest.approx({0: wanted, 1: wanted}, rel=1e-5)
+        values = losses(task.module, batch, null, draws)
+    assert len(values) == len(held) * per_sample
+    wanted = {"validation_loss": values.mean().item()}
+    wanted |= {f"validation_loss_q{q + 1}": values[quarter == q].mean().item() for q in range(4)}
+    for step in (0, 1):
+        found = {name: runs.series(output, name)[step] for name in wanted}
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def first_rows(reader, samples):
+    return collate(reader, {column: reader.rows(column, samples)[0] for column in reader.columns})
+
+
+SAMPLED = {"sampled_cosine_g1", "sampled_cosine_g4", "clip_score_g1", "clip_score_g4", "clip_score_true"}
+
+
+def test_sampled_embeddings_are_compared_with_the_true_ones_and_their_prompts(cache, tmp_path):
+    flags = ("--learning-rate", "0", "--validation-fraction", "0.4", "--seed", "5", "--max-train-steps", "1")
+    output = runs.train("prior", cache, tmp_path / "out", *flags, "--sampled-validation", "3")
+    task, reader, _ = runs.prepared("prior", cache, tmp_path / "out", *flags)
+    task.module.eval()
+    null, sampler = null_conditions(reader, "text", CPU), task.make_sampler(CPU)
+    found = []
+    for place, sample in enumerate(reader.held_out(0.4)[:3]):
+        batch = first_rows(reader, np.array([sample]))
+        true, prompt = batch["image_embeds"][0].numpy(), batch["prompt_embeds"][0].numpy()
+        values = {"clip_score_true": 100 * max(0, cosine(true, prompt))}
+        for scale in (1, 4):
+            noise = make_generators(5, [place], Purpose.SAMPLED_VALIDATION)
+            embeds = sampler(task.module, batch, null, noise, (float(scale),))[0, 0].numpy()
+            values[f"sampled_cosine_g{scale}"] = cosine(embeds, true)
+            values[f"clip_score_g{scale}"] = 100 * max(0, cosine(embeds, prompt))
+        found.append(values)
+    for name in SAMPLED:
+        wanted = np.mean([values[name] for values in found])
+        assert runs.series(output, name) == pytest.approx({0: wanted, 1: wanted}, abs=1e-4), name
+    assert len({round(values["sampled_cosine_g4"], 4) for values in found}) == 3
+    assert 0 in {round(values["clip_score_g4"], 4) for values in found}  # a negative cosine counts as 0
+
+
+def cosine(first, second):
+    return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("prior", ("--sampled-validation", "0")), ("decoder", ())])
+def test_nothing_is_sampled_by_the_decoder_or_where_it_is_not_wanted(kind, flags, cache, tmp_path):
+    output = runs.train(kind, cache, tmp_path / "out", "--validation-fraction", "0.3", *flags)
+    names = {name for line in runs.metrics(output) for name in line}
+    assert "validation_loss_q4" in names
+    assert not names & SAMPLED
+
+
+class Rank:
+    """One of several ranks, after the other; `sent` is what it gives to each sum over all."""
+
+    device = CPU
+
+    def __init__(self, process_index, num_processes):
+        self.process_index, self.num_processes, self.sent = process_index, num_processes, []
+
+    def reduce(self, total, reduction):
+        assert reduction == "sum"
+        self.sent.append(total)
+        return total + 1e-9  # not of all: what comes of it is not looked at
+
+
+@pytest.mark.parametrize("kind", runs.KINDS)
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_ranks_share_the_samples_and_make_as_many_forwards_each(kind, world, cache, tmp_path):
+    flags = ("--validation-fraction", "0.4", "--train-batch-size", "3")
+    task, reader, options = runs.prepared(kind, cache, tmp_path / "out", *flags)
+    null, held = null_conditions(reader, task.null_column, CPU), reader.held_out(0.4)
+    calls = []
+    task.module.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def measured(rank):
+        calls.clear()
+        Validator(task, null, reader, held, options, rank).measure(Disk(reader), task.module)
+        return rank.sent, len(calls)
+
+    alone, _ = measured(Rank(0, 1))
+    sent, counts = zip(*(measured(Rank(index, world)) for index in range(world)))
+    assert len(set(counts)) == 1
+    for wanted, *found in zip(alone, *sent):
+        assert torch.stack(found).sum(dim=0) == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+
+
+def test_a_module_that_fails_is_left_as_it_was(cache, tmp_path):
+    task, reader, options = runs.prepared("prior", cache, tmp_path / "out", "--validation-fraction", "0.4")
+    null = null_conditions(reader, "text", CPU)
+    validator = Validator(task, null, reader, reader.held_out(0.4), options, Rank(0, 1))
+    modes = []
+
+    def fail(module, *_):
+        modes.append(module.training)
+        raise RuntimeError("out of memory")
+
+    task.module.register_forward_pre_hook(fail)
+    for training in (True, False):
+        task.module.train(training)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            validator.measure(Disk(reader), task.module)
+        assert {module.training for module in task.module.modules()} == {training}
+    assert modes == [False, False]
 
 
 @pytest.fixture
