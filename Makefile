@@ -7,7 +7,8 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-faults test-ray test-slurm bench bench-cache bench-sources bench-precompute bench-precompute-gpu clean
+.PHONY: help install demo lint format test test-faults test-ray test-slurm bench bench-cache bench-sources bench-precompute bench-precompute-gpu \
+  bench-train-prior bench-train-prior-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' Makefile
@@ -57,7 +58,7 @@ test-slurm: install  ## array jobs on a Slurm of two virtual nodes, which it ins
 test-faults: install  ## the long fault tests: killed writers, every damage, full disks
 	pytest -m faults
 
-bench: bench-cache bench-sources bench-precompute  ## all measurements that run here
+bench: bench-cache bench-sources bench-precompute bench-train-prior  ## all measurements that run here
 
 bench-cache: install  ## the cache's reader and writer against memmap, webdataset and zarr-python (needs 6 GB of disk)
 	python -m tests.benchmarks.cache
@@ -70,6 +71,12 @@ bench-precompute: install  ## precompute against its bare encoders and against a
 
 bench-precompute-gpu: install  ## precompute with encoders of the published sizes, on a CUDA GPU
 	python -m tests.benchmarks.precompute_gpu
+
+bench-train-prior: install  ## train-prior against the reference with its encoders in the loop, on the CPU
+	python -m tests.benchmarks.train_prior
+
+bench-train-prior-gpu: install  ## the same with models of the published sizes, on a CUDA GPU
+	python -m tests.benchmarks.train_prior_gpu
 
 clean:  ## remove .venv and what the demo made
 	rm -rf $(VENV) $(DEMO) *.egg-info

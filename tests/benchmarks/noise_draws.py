@@ -246,6 +246,23 @@ def write(folder: Path) -> None:
     command.run(command.arguments(folder / "data", folder / "models", folder / "cache", columns))
 
 
+def report(folder: Path, steps: int, batches: int) -> Iterator[str]:
+    """Lines; `folder` gets models and cache, or has them. `steps` are trained first, `batches` measured."""
+    if not (folder / "cache").exists():
+        write(folder)
+    bench = Bench.open(folder)
+    losses = train(bench, steps)
+    last = losses[-50:]
+    yield f"{steps} steps of {BATCH_SIZE}: loss {losses[0]:.3f}, mean of the last {mean(last):.3f}"
+    captions, noise = split(bench, batches)
+    share = noise / (captions + noise)
+    yield f"variance of a step's gradient: {share:.0%} from (t, noise), {1 - share:.0%} from the captions\n"
+    found = compare(bench, batches)
+    yield from table(found)
+    rate = 4 / found["uniform", 4].cost
+    yield f"\n4 draws: {rate:.2f} times the draws/s of 1 (wanted {WANTED_RATE})"
+
+
 @click.command()
 @click.option("--steps", default=200, show_default=True, help="Trained before anything is measured.")
 @click.option("--batches", default=60, show_default=True, help="That are measured.")
@@ -253,22 +270,8 @@ def write(folder: Path) -> None:
 def main(steps: int, batches: int, folder: Path | None) -> None:
     """Print the tables."""
     with tempfile.TemporaryDirectory() as temporary:
-        place = folder or Path(temporary)
-        if not (place / "cache").exists():
-            write(place)
-        bench = Bench.open(place)
-        losses = train(bench, steps)
-        last = losses[-50:]
-        click.echo(f"{steps} steps of {BATCH_SIZE}: loss {losses[0]:.3f}, mean of the last {mean(last):.3f}")
-        captions, noise = split(bench, batches)
-        share = noise / (captions + noise)
-        click.echo(
-            f"variance of a step's gradient: {share:.0%} from (t, noise), {1 - share:.0%} from the captions\n"
-        )
-        found = compare(bench, batches)
-        click.echo("\n".join(table(found)))
-        rate = 4 / found["uniform", 4].cost
-        click.echo(f"\n4 draws: {rate:.2f} times the draws/s of 1 (wanted {WANTED_RATE})")
+        for line in report(folder or Path(temporary), steps, batches):
+            click.echo(line)
 
 
 if __name__ == "__main__":
