@@ -80,6 +80,9 @@ def prepare(
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = block_classes(module)
     prepared, wrapped = accelerator.prepare(module, optimizer)
+    if isinstance(prepared, FSDPModule):
+        # also the outermost: what a validation leaves put together would not see weights that change after it
+        prepared.set_reshard_after_forward(True)
     now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return (
         prepared,

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from data_tools.errors import UserError
 from tests.train import runs
 from tests.train.test_ranks import assert_close, on_two_ranks
+from tests.train.two_ranks import outputs_around_a_change
 from train import checkpoint
 from train.optimizer import make_optimizer
 from train.sharding import block_classes, fsdp_plugin, set_up_fsdp
@@ -163,6 +164,17 @@ def test_each_rank_holds_half_of_the_weights(ranks):
     _, *seen = ranks
     assert sum(s["here"] for s in seen) == seen[0]["whole"]
     assert all(abs(s["here"] / s["whole"] - 0.5) < 0.05 for s in seen)
+
+
+def test_forward_after_a_forward_sees_weights_that_changed_between_them(ranks, cache, tmp_path):
+    folder, *seen = ranks
+    task, *_ = runs.prepared("prior", cache, tmp_path / "out")
+    task.model.load_state_dict(runs.weights(folder / "checkpoint-1" / "prior"))
+    named = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
+    wanted = outputs_around_a_change(task.module, SimpleNamespace(parameters=named))
+    assert wanted[0] == wanted[2] != wanted[1]
+    for rank in seen:
+        assert rank["outputs"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_largest_weight_is_found_on_any_rank(ranks):
