@@ -9,15 +9,13 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from accelerate import Accelerator
 
-from data_tools.errors import UserError
 from tests.train import runs
 from tests.train.test_ranks import assert_close, on_two_ranks
 from tests.train.two_ranks import outputs_around_a_change
 from train import checkpoint
 from train.optimizer import make_optimizer
-from train.sharding import block_classes, fsdp_plugin, set_up_fsdp
+from train.sharding import block_classes
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 FLAGS = (
@@ -263,46 +261,3 @@ def test_blocks_are_put_together_one_at_a_time(kind, cache, tmp_path):
     whole = sum(p.numel() for p in task.module.parameters())
     assert 0.5 * whole < count <= whole  # no block lies in another
     assert len(parts) > 1
-
-
-FIRST_VERSION = "accelerate: FSDP of version 1 is not supported, wanted --fsdp_version 2"
-
-
-@pytest.mark.parametrize(
-    ("environment", "line"),
-    [
-        ({"ACCELERATE_USE_FSDP": "true"}, FIRST_VERSION),
-        (FSDP | {"FSDP_VERSION": "1"}, FIRST_VERSION),
-        (
-            FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
-            "accelerate: fsdp_activation_checkpointing is not heeded; give --gradient-checkpointing",
-        ),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true"},
-            "accelerate: DeepSpeed is not supported, wanted --use_fsdp --fsdp_version 2, which shards what "
-            "ZeRO-3 does, or plain data parallelism",
-        ),
-    ],
-)
-def test_what_cannot_be_kept_is_refused(environment, line, cache, tmp_path, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    ended = runs.program("prior", *runs.arguments(cache, tmp_path / "out"))
-    assert (ended.code, ended.lines) == (2, [line])
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("precision", "optimizer", "line"),
-    [
-        ("fp16", "adamw", "--mixed-precision: fp16 is not supported with FSDP, wanted bf16 or no"),
-        ("no", "adafactor", "--optimizer: adafactor is not supported with FSDP, wanted adamw"),
-    ],
-)
-def test_options_that_do_not_go_with_fsdp_are_refused(precision, optimizer, line, monkeypatch):
-    for name, value in FSDP.items():
-        monkeypatch.setenv(name, value)
-    accelerator, plugin = Accelerator(mixed_precision=precision, cpu=True), fsdp_plugin(FSDP)
-    with pytest.raises(UserError) as refused:
-        set_up_fsdp(accelerator, plugin, optimizer)
-    assert str(refused.value) == line
