@@ -34,6 +34,11 @@ BLOCK = re.compile(r"(.*\.)?((transformer|down|up)_blocks\.\d+|mid_block)")
 
 def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugin | None:
     """What `accelerate launch` has asked for; None: no FSDP. Raises `UserError` for what is not supported."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "accelerate: DeepSpeed is not supported, wanted --use_fsdp --fsdp_version 2, which shards what "
+            "ZeRO-3 does, or plain data parallelism"
+        )
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     if environment.get("FSDP_VERSION", "1") != "2":
@@ -75,6 +80,9 @@ def prepare(
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = block_classes(module)
     prepared, wrapped = accelerator.prepare(module, optimizer)
+    if isinstance(prepared, FSDPModule):
+        # also the outermost: what a validation leaves put together would not see weights that change after it
+        prepared.set_reshard_after_forward(True)
     now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return (
         prepared,

@@ -10,12 +10,12 @@ import diffusers
 import pytest
 import torch
 
-from data_tools.errors import UserError
 from tests.train import runs
 from tests.train.test_ranks import assert_close, on_two_ranks
+from tests.train.two_ranks import outputs_around_a_change
 from train import checkpoint
 from train.optimizer import make_optimizer
-from train.sharding import block_classes, fsdp_plugin
+from train.sharding import block_classes
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 FLAGS = (
@@ -164,6 +164,17 @@ def test_each_rank_holds_half_of_the_weights(ranks):
     assert all(abs(s["here"] / s["whole"] - 0.5) < 0.05 for s in seen)
 
 
+def test_forward_after_a_forward_sees_weights_that_changed_between_them(ranks, cache, tmp_path):
+    folder, *seen = ranks
+    task, *_ = runs.prepared("prior", cache, tmp_path / "out")
+    task.model.load_state_dict(runs.weights(folder / "checkpoint-1" / "prior"))
+    named = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
+    wanted = outputs_around_a_change(task.module, SimpleNamespace(parameters=named))
+    assert wanted[0] == wanted[2] != wanted[1]
+    for rank in seen:
+        assert rank["outputs"] == pytest.approx(wanted, rel=1e-4)
+
+
 def test_largest_weight_is_found_on_any_rank(ranks):
     for seen in ranks[1:]:
         assert seen["with_a_large_one"] == [1e6, 1e6]
@@ -250,16 +261,3 @@ def test_blocks_are_put_together_one_at_a_time(kind, cache, tmp_path):
     whole = sum(p.numel() for p in task.module.parameters())
     assert 0.5 * whole < count <= whole  # no block lies in another
     assert len(parts) > 1
-
-
-@pytest.mark.parametrize(
-    ("environment", "line"),
-    [
-        ({"FSDP_VERSION": "1"}, "accelerate: FSDP of version 1 is not supported, wanted --fsdp_version 2"),
-        ({}, "accelerate: FSDP of version 1 is not supported, wanted --fsdp_version 2"),
-    ],
-)
-def test_first_version_of_fsdp_is_refused(environment, line):
-    with pytest.raises(UserError) as refused:
-        fsdp_plugin({"ACCELERATE_USE_FSDP": "true", **environment})
-    assert str(refused.value) == line

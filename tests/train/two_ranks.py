@@ -27,12 +27,24 @@ def sharded_training(cache, folder):
     accelerator = Accelerator(fsdp_plugin=plugin)
     sharding.set_up_fsdp(accelerator, plugin, options.optimizer)
     optimizer, named = make_optimizer(task.module, options)
-    _, _, named = sharding.prepare(accelerator, task.module, optimizer, named)
+    module, _, named = sharding.prepare(accelerator, task.module, optimizer, named)
     for number, (_, parameter) in enumerate(named):
         parameter.grad = torch.full_like(parameter, (-1.0) ** number)
     optimizer.step()
     ema = SimpleNamespace(shadow=[2 * parameter.detach() for _, parameter in named])
-    return checkpoint.Training(task.name, task.model, optimizer, named, None, ema)
+    return module, checkpoint.Training(task.name, task.model, optimizer, named, None, ema)
+
+
+@torch.no_grad()
+def outputs_around_a_change(module, training):
+    """Of the forward, with each weight as it is, halved, and as it was."""
+    texts = (torch.ones(2, 64), torch.ones(2, 5, 64), torch.tensor([5, 3]))
+    outputs = []
+    for factor in (1.0, 0.5, 2.0):
+        for _, parameter in training.parameters:
+            sharding.local(parameter.detach()).mul_(factor)
+        outputs.append(float(module(torch.ones(2, 64), torch.tensor([3, 5]), *texts).sum()))
+    return outputs
 
 
 def everything(training):
@@ -71,11 +83,12 @@ def end_of_save_on_a_full_disk(training, folder):
 
 def main():
     cache, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    training = sharded_training(cache, folder)
+    module, training = sharded_training(cache, folder)
     parameters = [parameter for _, parameter in training.parameters]
     seen = {
         "whole": sum(p.numel() for p in parameters),
         "here": sum(sharding.local(p).numel() for p in parameters),
+        "outputs": outputs_around_a_change(module, training),
         "with_a_large_one": [largest_with(training, rank, -1e6) for rank in (0, 1)],
         "with_a_nan": [math.isnan(largest_with(training, rank, math.nan)) for rank in (0, 1)],
     }
