@@ -121,7 +121,7 @@ def _write(folder: Path, step: int, training: Training, target: Path) -> None:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without two that share memory, which safetensors refuses: 8-bit Adam has one table of levels for all."""
+    """Without two that share memory, which safetensors refuses: 8-bit Adam has one table of levels."""
     seen: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
