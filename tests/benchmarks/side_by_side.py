@@ -27,10 +27,10 @@ from tests.pocket import build_pocket
 
 
 def prepare(folder: Path, count: int) -> None:
-    """`data`, an ImageFolder both sides can read to the same pixels, and `models`, the pocket made for it.
+    """`data`, an ImageFolder both sides read to the same pixels, and `models`, the pocket made for it.
 
-    The demo's pictures lie in half a dozen formats and modes, one is broken, and the two sides differ in what
-    they make of transparency. So each is written again as an upright RGB JPEG, with the first of its captions.
+    The demo's pictures lie in half a dozen formats and modes, one is broken, and the two sides differ in
+    what they make of transparency. So each is written again as an upright RGB JPEG, with its first caption.
     """
     from data_tools import images
     from data_tools.sources import ImageFolder

@@ -7,9 +7,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tests.benchmarks.side_by_side_sides import Ran, Sides
+from tests.benchmarks.side_by_side_sides import Numbers, Ran, Sides
 
 WINDOWS = 5
 "Of the run, compared one by one; the last one is what counts."
@@ -19,7 +18,7 @@ SMOOTHED = 25
 "Updates in the running mean of the picture."
 
 
-def window_means(rans: list[Ran]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def window_means(rans: list[Ran]) -> tuple[Numbers, Numbers]:
     """Mean loss of each window over all rounds, and its standard error: (WINDOWS,), (WINDOWS,).
 
     The scatter about a straight line through each round's window, so that a falling loss is no noise.
@@ -33,13 +32,13 @@ def window_means(rans: list[Ran]) -> tuple[NDArray[np.float64], NDArray[np.float
     return np.array(means), np.array(errors)
 
 
-def _line(piece: NDArray[np.float64]) -> NDArray[np.float64]:
+def _line(piece: Numbers) -> Numbers:
     places = np.arange(len(piece))
-    fitted: NDArray[np.float64] = np.polyval(np.polyfit(places, piece, 1), places)
+    fitted: Numbers = np.polyval(np.polyfit(places, piece, 1), places)
     return fitted
 
 
-def deviations(sides: Sides) -> NDArray[np.float64]:
+def deviations(sides: Sides) -> Numbers:
     """Difference of the two means of each window in its standard errors, trainer less script: (WINDOWS,)."""
     script, script_error = window_means(sides.script)
     trainer, trainer_error = window_means(sides.trainer)
@@ -62,7 +61,7 @@ def table(sides: Sides) -> str:
         f"{objective.name}: {len(sides.script)} runs of {setting.updates} updates of {setting.batch_size}, "
         f"learning rate {setting.learning_rate:g}, float32",
         "",
-        f"| mean loss of updates | diffusers' script | `{objective.command}` | difference in standard errors |",
+        f"| mean loss of updates | diffusers' script | `{objective.command}` | difference / its error |",
         "|---|---:|---:|---:|",
     ]
     for i, z in enumerate(deviations(sides)):
@@ -72,7 +71,10 @@ def table(sides: Sides) -> str:
         )
     rates = [[rate(ran, setting.batch_size) for ran in rans] for rans in (sides.script, sides.trainer)]
     ratio = median(ours / theirs for theirs, ours in zip(*rates))
-    whole = [median(ran.seconds for ran in rans) for rans in (sides.script, sides.trainer)]
+    whole, cpu = (
+        [median(getattr(ran, kind) for ran in rans) for rans in (sides.script, sides.trainer)]
+        for kind in ("seconds", "cpu_seconds")
+    )
     lines += [
         "",
         f"| | diffusers' script | `{objective.command}` | ratio |",
@@ -80,6 +82,7 @@ def table(sides: Sides) -> str:
         f"| samples/s, median update after {WARM_UP:.0%} | {_each(rates[0])} | {_each(rates[1])} "
         f"| **{ratio:.1f}x** |",
         f"| seconds, whole command, start to end | {whole[0]:.0f} | {whole[1]:.0f}{_filled(sides)} | |",
+        f"| CPU seconds of that | {cpu[0]:.0f} | {cpu[1]:.0f} | |",
     ]
     return "\n".join(lines) + "\n"
 
@@ -113,4 +116,4 @@ def draw(sides: Sides, picture: Path) -> None:
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(picture, dpi=100)
+    figure.savefig(picture, dpi=90)

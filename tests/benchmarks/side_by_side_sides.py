@@ -3,18 +3,20 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.errors import DataFault, UserError
+
+Numbers = NDArray[np.float64]
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = "train_loss"
@@ -36,12 +38,14 @@ class Setting:
 class Ran:
     """One side, once."""
 
-    losses: NDArray[np.float64]
+    losses: Numbers
     "(U,) of each update."
-    step_seconds: NDArray[np.float64]
+    step_seconds: Numbers
     "(U - 1,) from the end of one update to the end of the next, batches and logging included."
     seconds: float
     "The whole command."
+    cpu_seconds: float
+    "Of all its threads, which other people's work on the machine changes little."
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ class Objective:
             "resolution": setting.resolution,
             **_shared(setting, seed),
         }
-        seconds = _run([str(script), *_flags(words)], output.with_suffix(".log"))
-        return read_events(output / "logs", setting.updates, seconds)
+        spent = _run([str(script), *_flags(words)], output.with_suffix(".log"))
+        return Ran(*read_events(output / "logs", setting.updates), *spent)
 
     def run_trainer(self, cache: Path, folder: Path, setting: Setting, seed: int) -> Ran:
         output = folder / f"{self.name}-trainer-{seed}"
@@ -85,8 +89,8 @@ class Objective:
             **_shared(setting, seed),
         }
         command_line = ["-m", self.module, *_flags(words), *self.reference]
-        seconds = _run(command_line, output.with_suffix(".log"))
-        return read_metrics(output / "metrics.jsonl", setting.batch_size, seconds)
+        spent = _run(command_line, output.with_suffix(".log"))
+        return Ran(*read_metrics(output / "metrics.jsonl", setting.batch_size), *spent)
 
 
 OBJECTIVES = {
@@ -134,20 +138,26 @@ def _flags(words: dict[str, object]) -> list[str]:
     return [part for name, value in words.items() for part in (f"--{name}", str(value))]
 
 
-def _run(command_line: list[str], log: Path) -> float:
-    """Seconds of a Python process without network, its words in `log`."""
+def _run(command_line: list[str], log: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds of a Python process without network, its words in `log`."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    started = time.perf_counter()
+    before, started = _cpu_seconds(), time.perf_counter()
     with log.open("w") as file:
         done = subprocess.run([sys.executable, *command_line], env=environment, stdout=file, stderr=file)
     if done.returncode:
         last = log.read_text().strip().splitlines()[-1:]
         raise DataFault(f"{log}: {command_line[0]} ended with {done.returncode}: {' '.join(last)}")
-    return time.perf_counter() - started
+    return time.perf_counter() - started, _cpu_seconds() - before
 
 
-def read_events(logs: Path, updates: int, seconds: float) -> Ran:
-    """The losses in a TensorBoard folder, and from one to the next the time that its file gives."""
+def _cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def read_events(logs: Path, updates: int) -> tuple[Numbers, Numbers]:
+    """The losses (U,) in a TensorBoard folder, and the times from one to the next, by its file: (U - 1,)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for path in sorted(logs.rglob("events.out.tfevents.*")):
@@ -157,17 +167,15 @@ def read_events(logs: Path, updates: int, seconds: float) -> Ran:
             lines = events.Scalars(TAG)
             if len(lines) != updates:
                 raise DataFault(f"{path}: {len(lines)} losses, wanted {updates}")
-            times = [line.wall_time for line in lines]
-            steps = np.array([late - early for early, late in pairwise(times)])
-            return Ran(np.array([line.value for line in lines]), steps, seconds)
+            return np.array([line.value for line in lines]), np.diff([line.wall_time for line in lines])
     raise DataFault(f"{logs}: no TensorBoard file with {TAG}")
 
 
-def read_metrics(path: Path, batch_size: int, seconds: float) -> Ran:
-    """The losses in a run's metrics.jsonl, which has a line for each update."""
+def read_metrics(path: Path, batch_size: int) -> tuple[Numbers, Numbers]:
+    """The same of a run's metrics.jsonl, which has a line for each update."""
     lines = [line for line in map(json.loads, path.read_text().splitlines()) if "loss" in line]
-    steps = np.array([batch_size / line["samples_per_second"] for line in lines])
-    return Ran(np.array([line["loss"] for line in lines]), steps[1:], seconds)
+    times = np.array([batch_size / line["samples_per_second"] for line in lines])
+    return np.array([line["loss"] for line in lines]), times[1:]
 
 
 def require_packages() -> None:
