@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -27,6 +28,14 @@ def run(command: click.Command) -> NoReturn:
     A user's mistake ends with one line on stderr and exit code 2, damaged data or a failed check with
     one line and exit code 1; neither shows a traceback. Anything else is a bug and shows one.
     """
+    try:
+        _run(command)
+    finally:
+        # Python takes seconds to end after torch; a second Ctrl-C ends it at once, without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(command: click.Command) -> NoReturn:
     try:
         status = command.main(prog_name=command.name, standalone_mode=False)
     except click.UsageError as err:

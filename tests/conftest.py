@@ -1,6 +1,7 @@
 """Fixtures that more than one package's tests use. Built once a session; copy a cache before changing it."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def _no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_still_stops_pytest() -> Iterator[None]:
+    """A program that ends in this process leaves Ctrl-C as it wants it for its own last moments."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="session")

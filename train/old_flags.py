@@ -6,6 +6,8 @@ nothing for a cache, and those that took several values in a row.
 
 import click
 
+from data_tools.errors import UserError
+
 CHOICES = {
     "--use-8bit-adam": ("--optimizer", "adamw-8bit"),
     "--enable-xformers-memory-efficient-attention": ("--attention", "xformers"),
@@ -15,6 +17,15 @@ UNUSED = ("--dataloader-num-workers", "--local-rank")
 "Each with one value: a thread reads the cache, and the launcher's environment says which rank this is."
 REPEATED = ("--validation-prompts",)
 "`--flag a b c` is `--flag a --flag b --flag c`."
+DATA = {
+    "--dataset-name": "--data hf:NAME",
+    "--dataset-config-name": "--data",
+    "--train-data-dir": "--data",
+    "--image-column": "--image-column",
+    "--caption-column": "--caption-column",
+    "--max-train-samples": "--max-samples",
+}
+"Where the old scripts found pictures and captions → the flag of `precompute` that took its place."
 
 
 class TrainCommand(click.Command):
@@ -31,7 +42,7 @@ class TrainCommand(click.Command):
 
 
 def rewritten(args: list[str]) -> list[str]:
-    """The same command line in the words of today's flags."""
+    """The same command line in the words of today's flags. Raises `UserError` for what they do not cover."""
     new: list[str] = []
     rest = list(args)
     while rest:
@@ -44,10 +55,15 @@ def rewritten(args: list[str]) -> list[str]:
             if not equals and rest:
                 rest.pop(0)
         elif flag in REPEATED and not equals:
-            first = rest.pop(0) if rest else None
-            new += [word] if first is None else [word, first]
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{flag}: nothing given, wanted one text or several")
+            new += [word, rest.pop(0)]
             while rest and not rest[0].startswith("-"):
                 new += [word, rest.pop(0)]
+        elif flag in DATA:
+            raise UserError(f"{flag}: is for precompute ({DATA[flag]}); give the cache it made, with --cache")
+        elif flag == "--cache-dir":
+            raise UserError(f"{flag}: of downloads is the environment variable HF_HOME now")
         else:
             new.append(word)
     return new
