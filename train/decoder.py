@@ -119,10 +119,8 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
 
     from data_tools import models
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline
     from train.load import load_model
-    from train.lora import export_lora, lora_settings, make_adapter
-    from train.model_card import model_card
+    from train.lora import lora_settings, make_adapter
     from train.objectives import decoder_loss
     from train.task import Loss, Task
 
@@ -136,10 +134,6 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
     def make_loss(device: torch.device) -> Loss:
         return partial(decoder_loss, schedule=schedule.to(device), snr_gamma=options.snr_gamma)
 
-    card = partial(model_card, options.output_dir, base, "unet", prior)
-    export = partial(export_pipeline, options.output_dir, base, "unet", card=card)
-    if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "unet", card=card)
     return Task(
         name="unet",
         base=base,
@@ -152,7 +146,7 @@ def make_task(base: "Base", prior: str, options: TrainOptions) -> "Task":
         make_draw_losses=make_loss,  # the UNet takes one draw a sample
         enable_gradient_checkpointing=unet.enable_gradient_checkpointing,
         compile=lambda mode: unet.compile(mode=mode, dynamic=False),
-        export=export,
+        prior=prior,
         adapter=adapter,
     )
 

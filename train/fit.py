@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import click
 from accelerate import Accelerator
@@ -10,8 +11,11 @@ from data_tools.cache.mixture import Reader
 from train import checkpoint, hub
 from train.accelerators import make_accelerator
 from train.batches import Slice, TrainingBatches
+from train.export import export_pipeline
 from train.loop import Lengths, Run
+from train.lora import export_lora
 from train.metrics import draw_losses
+from train.model_card import model_card
 from train.options import TrainOptions
 from train.reading import open_source, ordering
 from train.record import check_continuation, open_run, run_record
@@ -88,6 +92,8 @@ def _finish(run: Run, task: Task, options: TrainOptions, accelerator: Accelerato
         return
     # first the picture: the model card shows it
     draw_losses(options.output_dir / "metrics.jsonl", options.output_dir / "loss.png", task.name)
-    task.export(run.result)
+    card = partial(model_card, options.output_dir, task.base, task.name, task.prior)
+    export = export_lora if task.adapter else export_pipeline
+    export(options.output_dir, task.base, task.name, run.result, card)
     steps, folder = run.lengths.total_steps, options.output_dir
     accelerator.print(f"{task.name}: {steps} steps done, the pipeline is in {folder}")

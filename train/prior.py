@@ -146,24 +146,21 @@ def make_task(base: "Base", options: TrainOptions, preview: "PreviewPlan | None"
 
     from train.attention import KERNELS
     from train.diffusion import from_scheduler_config
-    from train.export import export_pipeline
     from train.load import load_model
-    from train.lora import export_lora, lora_settings, make_adapter
-    from train.model_card import model_card
+    from train.lora import lora_settings, make_adapter
     from train.objectives import prior_draw_losses, prior_loss
     from train.prior_model import CausalPrior
     from train.sampler import make_scheduler, sample_embeddings
     from train.task import Loss, Sampler, Task
 
     lora = lora_settings(options, LORA_TARGETS)
+    schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
     scheduler: Any = None
     if options.sampled_validation or preview:
         scheduler = make_scheduler(base.folder / "scheduler", flag=base.flag)
     prior = load_model(PriorTransformer, base.folder / "prior", base.flag)
     adapter = make_adapter(prior, lora, seed=options.seed)
     module = CausalPrior(prior, KERNELS[options.attention])
-    schedule = from_scheduler_config(models.config(base.folder / "scheduler", flag=base.flag), flag=base.flag)
-
     clip_mean, clip_std = (stat.detach().clone() for stat in (prior.clip_mean, prior.clip_std))
 
     def stats(device: torch.device) -> dict[str, Any]:
@@ -177,10 +174,6 @@ def make_task(base: "Base", options: TrainOptions, preview: "PreviewPlan | None"
     def make_sampler(device: torch.device) -> Sampler:
         return partial(sample_embeddings, scheduler=scheduler, **stats(device))
 
-    card = partial(model_card, options.output_dir, base, "prior")
-    export = partial(export_pipeline, options.output_dir, base, "prior", card=card)
-    if adapter is not None:
-        export = partial(export_lora, options.output_dir, base, "prior", card=card)
     return Task(
         name="prior",
         base=base,
@@ -196,7 +189,6 @@ def make_task(base: "Base", options: TrainOptions, preview: "PreviewPlan | None"
         preview=preview,
         enable_gradient_checkpointing=module.enable_gradient_checkpointing,
         compile=module.compile_with,
-        export=export,
         adapter=adapter,
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from train.batches import Batch
 from train.draws import Draws
-from train.export import Base, Weights
+from train.export import Base
 from train.lora import Adapter
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Task:
     enable_gradient_checkpointing: Callable[[], None]
     compile: Callable[[str], None]
     "With torch.compile's mode; in place, the names of the weights stay."
-    export: Callable[[Weights], None]
-    "Write the finished pipeline, with these weights, into the output folder."
     base: Base
     "The pipeline that training starts from."
+    prior: str | None = None
+    "Of a decoder: the prior that its README.md names."
     validation_draws: int = 1
     "Of noise and timestep for each held-out sample."
     make_sampler: Callable[[torch.device], Sampler] | None = None

@@ -291,6 +291,8 @@ class ColumnRecords:
                 raise self._damaged(part, f"{name} is missing or short: {found} bytes, wanted {wanted}")
 
     def _damaged(self, part: int, what: str) -> DataFault:
+        if self.store.size("cache.json") is None:  # unmounted or moved: a repair would make it anew
+            return DataFault(f"--cache: {self.store}: the whole cache is not there any more")
         return DataFault(f"{self._where(self.names[part])}: {what}; redo it with: {REPAIR}")
 
     def _where(self, part: str) -> str:

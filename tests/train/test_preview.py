@@ -127,10 +127,10 @@ def test_neither_encoder_nor_decoder_stays_on_the_gpu(prompted, tmp_path):
 ENCODERS = """
 import gc, sys
 import torch
-from train import loop, preview, prior
+from train import preview, prior, step as steps
 
 preview.NUM_STEPS = 3  # whatever it draws
-step = loop.Run._step
+step = steps.Step.take
 
 def watched(self, *arguments):
     alive = {type(o).__name__ for o in gc.get_objects() if issubclass(type(o), torch.nn.Module)}
@@ -138,7 +138,7 @@ def watched(self, *arguments):
     print("alive", sorted(name for name in alive if "CLIP" in name), "imported", bool(imported))
     step(self, *arguments)
 
-loop.Run._step = watched
+steps.Step.take = watched
 for command in sys.argv[1:]:
     sys.argv = ["train", *command.split("\\n")]
     try:
