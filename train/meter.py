@@ -58,10 +58,11 @@ class Meter:
     @staticmethod
     def as_text(values: dict[str, float]) -> str:
         """For the progress bar."""
+        skipped = f", {values['skipped_steps']} skipped" if values.get("skipped_steps") else ""
         return (
             f"loss {values['loss']:.4f}, lr {values['lr']:.1e}, "
             f"{values['samples_per_second']:.1f} samples/s, data wait {values['data_wait']:.0%}, "
-            f"{values['memory_gib']:.1f} GiB"
+            f"{values['memory_gib']:.1f} GiB{skipped}"
         )
 
 

@@ -44,9 +44,9 @@ def draw_losses(metrics: Path, picture: Path, title: str) -> None:
     lines = read_metrics(metrics)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for key in ("loss", "validation_loss"):
+    for key in ("loss", "validation_loss", "ema_validation_loss"):
         points = [(line["step"], line[key]) for line in lines if key in line]
-        marker = "o" if key == "validation_loss" or len(points) == 1 else ""  # one point makes no line
+        marker = "" if key == "loss" and len(points) > 1 else "o"  # one point makes no line
         if points:
             axes.plot(*zip(*points), label=key.replace("_", " "), marker=marker, alpha=0.8)
     axes.set(xlabel="optimizer step", ylabel="loss", title=title)

@@ -139,4 +139,6 @@ def test_no_command_has_a_flag_for_credentials() -> None:
     flags = [flag for command in commands for parameter in command.params for flag in parameter.opts]
     assert len(flags) > 50
     found = [flag for flag in flags if re.search("key|secret|token|credential|profile|endpoint", flag)]
-    assert set(found) == {"--hub-token"}  # the reference's own, of another place; a login or HF_TOKEN does too
+    assert set(found) == {
+        "--hub-token"
+    }  # the reference's own, of another place; a login or HF_TOKEN does too

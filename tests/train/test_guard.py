@@ -71,6 +71,48 @@ def test_gradient_that_is_not_finite_names_the_batch(watched):
     assert torch.equal(watched[2], torch.ones(4))
 
 
+@pytest.fixture
+def scaled():
+    """(guard, scaler, optimizer, weight) of a run in fp16, here with torch's GradScaler on the CPU."""
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return Guard(accelerator, optimizer, lambda step: KEYS), accelerator.scaler, optimizer, weight
+
+
+def scaled_step(scaled, step, losses, gradient):
+    guard, scaler, optimizer, weight = scaled
+    guard.add(torch.tensor(losses))
+    scaler.scale((weight * gradient).sum()).backward()
+    scaler.unscale_(optimizer)
+    guard.look(step, weight.grad.norm())
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+
+def test_skipped_steps_of_fp16_are_counted_and_change_nothing(scaled):
+    guard, scaler, _, weight = scaled
+    scaled_step(scaled, 0, SOUND[0], 0.5)
+    before = weight.detach().clone()
+    for step in (1, 2):
+        scaled_step(scaled, step, SOUND[0], float("inf"))
+    assert torch.equal(weight, before)
+    assert guard.counts() == {"skipped_steps": 2}
+    assert scaler.get_scale() == 256.0
+    guard.check()
+    scaled_step(scaled, 3, SOUND[0], 0.5)
+    assert not torch.equal(weight, before)
+
+
+def test_loss_that_is_not_finite_ends_a_run_in_fp16_too(scaled):
+    scaled_step(scaled, 0, [1.0, float("nan"), 3.0, 4.0], float("nan"))
+    assert torch.equal(scaled[-1], torch.ones(4))
+    with pytest.raises(DataFault, match=r"^loss: not finite in the step after 0, samples picture-1; "):
+        scaled[0].check()
+
+
 def test_run_ends_with_the_keys_of_its_first_batch(pocket, cache, tmp_path):
     prior = PriorTransformer.from_pretrained(pocket / "prior", subfolder="prior")
     with torch.no_grad():
