@@ -25,7 +25,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     """Raises `UserError` for what cannot be kept."""
     torch.backends.cuda.matmul.allow_tf32 = options.allow_tf32
     plugin = fsdp_plugin(os.environ)
-    config = deepspeed_config(os.environ, options)
+    config = deepspeed_config(options)
     if config is not None:
         installed("deepspeed", "deepspeed", "accelerate: --use_deepspeed")
     with patch_environment(ACCELERATE_USE_DEEPSPEED="false"):
@@ -46,7 +46,7 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
         set_up_fsdp(accelerator, plugin, options.optimizer)
     if accelerator.distributed_type not in KINDS:
         kind = accelerator.distributed_type.value
-        raise UserError(f"accelerate: {kind} is not supported, wanted one process, DDP or FSDP")
+        raise UserError(f"accelerate: {kind} is not supported, wanted one process, DDP, FSDP or DeepSpeed")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:  # accelerate starts that many runs of one process each
         raise UserError(

@@ -13,7 +13,6 @@ has a part.
 """
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
 
 from data_tools.errors import UserError
+from data_tools.models import first_line
 from train.optimizer import Named
 from train.options import TrainOptions
 
@@ -34,14 +34,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 "AdamW's state, but for its number of steps."
 
 
-def deepspeed_config(environment: Mapping[str, str], options: TrainOptions) -> dict[str, Any] | None:
-    """What the engine is given; None: nobody asked for DeepSpeed. Raises `UserError`.
+def deepspeed_config(options: TrainOptions) -> dict[str, Any] | None:
+    """What the engine is given, from the launcher's environment; None: it did not ask for DeepSpeed.
 
     Batch size, accumulation and clipping are those of the flags, whatever the launcher or its config say.
+    Raises `UserError` for what is not supported.
     """
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
-    config: dict[str, Any] = _settled(DeepSpeedPlugin().deepspeed_config)
+    try:
+        config = _settled(DeepSpeedPlugin().deepspeed_config)
+    except ValueError as err:  # it names what is wrong with the file
+        raise UserError(f"accelerate: the DeepSpeed config: {first_line(err)}") from None
     zero = config["zero_optimization"]
     if zero.get("stage") == 3:
         raise UserError(
@@ -51,7 +55,7 @@ def deepspeed_config(environment: Mapping[str, str], options: TrainOptions) -> d
     if zero.get("stage") not in STAGES:
         raise UserError(f"accelerate: --zero_stage: found {zero.get('stage')}, wanted 1 or 2")
     for part in ("offload_optimizer", "offload_param"):
-        if zero.get(part, {}).get("device", "none") != "none":
+        if (zero.get(part) or {}).get("device", "none") != "none":
             raise UserError(f"accelerate: DeepSpeed's {part} is not supported, wanted none")
     for key in LEFT_OUT:
         if key in config:
@@ -64,6 +68,8 @@ def deepspeed_config(environment: Mapping[str, str], options: TrainOptions) -> d
             )
     if options.optimizer != "adamw":  # Adafactor's row means and 8-bit blocks do not know of flat parts
         raise UserError(f"--optimizer: {options.optimizer} is not supported with DeepSpeed, wanted adamw")
+    if "RANK" not in os.environ:
+        raise UserError("accelerate: DeepSpeed needs a launcher, wanted accelerate launch --use_deepspeed …")
     config.pop("train_batch_size", None)  # follows
     return config | {
         "train_micro_batch_size_per_gpu": options.train_batch_size,
@@ -100,9 +106,8 @@ class Engine:
 
     def grad_norm(self) -> Tensor:
         """Of the gradient over all ranks, (), after the last round; infinite if it is not finite."""
-        norm = torch.as_tensor(self.zero.scaled_global_norm(), dtype=torch.float32)
-        norm = norm.to(self.accelerator.device)
-        return torch.where(norm < 0, math.inf, norm)  # DeepSpeed says -1
+        norm: Tensor = self.zero.scaled_global_norm()
+        return norm
 
     def step(self) -> None:
         """After the last round: clip, update, let the gradient go."""

@@ -31,6 +31,12 @@ def zero(stage=2):
             FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
             "accelerate: fsdp_activation_checkpointing is not heeded; give --gradient-checkpointing",
         ),
+        (zero(), "accelerate: DeepSpeed needs a launcher, wanted accelerate launch --use_deepspeed …"),
+        (
+            zero() | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "{}"},
+            "accelerate: the DeepSpeed config: Please specify the ZeRO optimization config in the DeepSpeed "
+            "config",
+        ),
         (
             zero(stage=3),
             "accelerate: DeepSpeed's --zero_stage 3 is not supported, wanted 1 or 2, or --use_fsdp "
@@ -83,15 +89,17 @@ def test_optimizer_that_does_not_go_with_deepspeed_is_refused(cache, tmp_path, m
     assert ended.lines == ["--optimizer: adafactor is not supported with DeepSpeed, wanted adamw"]
 
 
-def test_config_of_the_launcher_gets_the_numbers_of_the_flags(cache, tmp_path):
+def test_config_of_the_launcher_gets_the_numbers_of_the_flags(cache, tmp_path, monkeypatch):
     given = {
         **{"zero_optimization": {"stage": 1, "reduce_bucket_size": "auto", "overlap_comm": True}},
         **{"train_batch_size": 7, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 9.0},
     }
-    environment = zero() | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": json.dumps(given)}
+    environment = zero() | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": json.dumps(given), "RANK": "0"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     flags = ("--train-batch-size", "3", "--gradient-accumulation-steps", "2", "--max-grad-norm", "0.5")
     _, _, options = runs.prepared("prior", cache, tmp_path / "out", *flags)
-    assert deepspeed_config(environment, options) == {
+    assert deepspeed_config(options) == {
         "zero_optimization": {"stage": 1, "overlap_comm": True},
         "train_micro_batch_size_per_gpu": 3,
         "gradient_accumulation_steps": 2,
