@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-faults test-ray test-slurm bench bench-cache bench-sources bench-precompute bench-precompute-gpu \
+.PHONY: help install demo lint format test test-faults test-ray test-slurm test-deepspeed bench bench-cache bench-sources bench-precompute bench-precompute-gpu \
   bench-train-prior bench-train-prior-gpu clean
 
 help:  ## list the targets
@@ -44,7 +44,7 @@ format: install  ## let ruff rewrite the files
 	ruff format .
 
 test: install  ## all tests that need neither a GPU nor minutes
-	pytest --numprocesses auto --dist worksteal -m 'not gpu and not slow and not faults and not ray and not slurm'
+	pytest --numprocesses auto --dist worksteal -m 'not gpu and not slow and not faults and not ray and not slurm and not deepspeed'
 
 test-ray: install  ## a pool of Ray actors, on simulated clusters that lose actors and nodes
 	pip install --quiet --constraint constraints.txt --editable '.[ray]'
@@ -54,6 +54,10 @@ test-slurm: install  ## array jobs on a Slurm of two virtual nodes, which it ins
 	@python -m tests.slurm.cluster >/dev/null 2>&1 || { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -q -y --no-install-recommends slurm-wlm munge; } || python -m tests.slurm.cluster
 	pytest -m slurm
+
+test-deepspeed: install  ## ZeRO on two ranks of the CPU
+	pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
+	pytest -m deepspeed
 
 test-faults: install  ## the long fault tests: killed writers, every damage, full disks
 	pytest -m faults

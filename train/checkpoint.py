@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from data_tools.models import first_line
 from train.ema import Ema
 from train.sharding import class_of, gathered, is_sharded, like, local, main_writes, over_ranks
 from train.writing import writing
+from train.zero import Engine
 
 
 class Saveable(Protocol):
@@ -57,6 +59,8 @@ class Training:
     scaler: Any
     "torch.amp.GradScaler under fp16, else None."
     ema: Ema | None = None
+    engine: Engine | None = None
+    "DeepSpeed's, which has parts of the optimizer's state."
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,22 @@ def _write(folder: Path, step: int, training: Training, target: Path) -> None:
                 training.model.save_pretrained(folder / name)
             elif main and tensors:
                 _save_weights(training.model, weights, folder / name)
-    state = training.optimizer.state
-    tensors = gathered(
-        (f"{name}/{key}", torch.as_tensor(value))  # 8-bit Adam counts its steps in an int
-        for name, parameter in training.parameters
-        for key, value in state.get(parameter, {}).items()
-    )
+    tensors = gathered(_state(training))
     with main_writes() as main, writing(target):
         if main:
             save_file(_apart(tensors), folder / "optimizer.safetensors")
             scaler = training.scaler.state_dict() if training.scaler is not None else None
             (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+
+
+def _state(training: Training) -> Iterator[tuple[str, Tensor]]:
+    """Of the optimizer, by parameter."""
+    if training.engine is not None:
+        yield from training.engine.state(training.parameters)
+        return
+    for name, parameter in training.parameters:
+        for key, value in training.optimizer.state.get(parameter, {}).items():
+            yield f"{name}/{key}", torch.as_tensor(value)  # 8-bit Adam counts its steps in an int
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +185,7 @@ def largest(training: Training) -> float:
     parts = [local(torch.as_tensor(value)) for value in (*weights, *state)]
     real = [part for part in parts if part.numel() and part.is_floating_point()]
     norm = nn.utils.get_total_norm(real, norm_type=math.inf)
-    return float(over_ranks(norm).max() if is_sharded(weights) else norm)
+    return float(over_ranks(norm).max())
 
 
 def load(folder: Path, training: Training) -> int:
@@ -195,6 +204,9 @@ def load(folder: Path, training: Training) -> int:
                 if own[name].requires_grad:
                     mean.copy_(like(averages[name], mean))
         tensors = load_file(folder / "optimizer.safetensors")
+        if training.engine is not None:
+            training.engine.load(training.parameters, tensors)
+            tensors = {}
         record = json.loads((folder / "state.json").read_text())
         step, scaler = int(record["step"]), record["scaler"]
         numbers = {name: number for number, (name, _) in enumerate(training.parameters)}
@@ -208,8 +220,9 @@ def load(folder: Path, training: Training) -> int:
             state.setdefault(numbers[name], {})[key] = int(value) if counts else value
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as err:
         raise DataFault(f"--resume-from-checkpoint: {folder} is damaged: {first_line(err)}") from None
-    groups = training.optimizer.state_dict()["param_groups"]
-    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if training.engine is None:
+        groups = training.optimizer.state_dict()["param_groups"]
+        training.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if training.scaler is not None and scaler is not None:
         training.scaler.load_state_dict(scaler)
     return step

@@ -33,6 +33,7 @@ from train.stop import StopRequest
 from train.task import Task
 from train.trackers import log_pictures
 from train.validation import Validator, as_text
+from train.zero import Engine
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class Run:
         parameters = [parameter for _, parameter in named]
         ema = Ema(parameters, limit=options.ema_decay, power=options.ema_power) if options.use_ema else None
         saved = task.adapter or task.model
-        self.training = checkpoint.Training(task.name, saved, optimizer, named, accelerator.scaler, ema)
+        engine = self.optimizer if isinstance(self.optimizer, Engine) else None
+        self.training = checkpoint.Training(
+            task.name, saved, optimizer, named, accelerator.scaler, ema, engine
+        )
         self.null = null_conditions(reader, task.null_column, accelerator.device)
         held = batches.held_out[: options.validation_samples]
         self.validator = Validator(task, self.null, reader, held, options, accelerator)

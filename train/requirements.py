@@ -14,17 +14,18 @@ def check_requirements(options: TrainOptions) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     trackers.chosen(options.report_to)
     if options.optimizer == "adamw-8bit":
-        _installed("bitsandbytes", "8bit", "--optimizer: adamw-8bit")
+        installed("bitsandbytes", "8bit", "--optimizer: adamw-8bit")
     if options.attention == "xformers":
         import torch
 
-        _installed("xformers", "xformers", "--attention: xformers")
+        installed("xformers", "xformers", "--attention: xformers")
         if not torch.cuda.is_available():
             raise UserError("--attention: xformers needs a GPU, and torch sees none; give sdpa")
     if options.lora_rank is not None:
-        _installed("peft", "lora", "--lora-rank:")
+        installed("peft", "lora", "--lora-rank:")
 
 
-def _installed(library: str, extra: str, flag: str) -> None:
+def installed(library: str, extra: str, flag: str) -> None:
+    """Raises `UserError`, beginning with `flag`, unless the library is there."""
     if importlib.util.find_spec(library) is None:
         raise UserError(f"{flag} needs the library {library}: pip install 'kandinsky-cache[{extra}]'")

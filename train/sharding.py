@@ -25,20 +25,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from data_tools.errors import DataFault, UserError
+from train.optimizer import Named
 from train.ranks import WAIT_SECONDS
+from train.zero import prepare_zero
 
-Named = list[tuple[str, nn.Parameter]]
 BLOCK = re.compile(r"(.*\.)?((transformer|down|up)_blocks\.\d+|mid_block)")
 "Parts of the diffusers models that are put together one at a time."
 
 
 def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugin | None:
     """What `accelerate launch` has asked for; None: no FSDP. Raises `UserError` for what is not supported."""
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise UserError(
-            "accelerate: DeepSpeed is not supported, wanted --use_fsdp --fsdp_version 2, which shards what "
-            "ZeRO-3 does, or plain data parallelism"
-        )
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     if environment.get("FSDP_VERSION", "1") != "2":
@@ -72,7 +68,13 @@ def set_up_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, parameters: Named
 ) -> tuple[nn.Module, Any, Named]:
-    """`accelerator.prepare`, with the parameters that the optimizer has afterwards, under their old names."""
+    """`accelerator.prepare`, with the parameters that the optimizer has afterwards, under their old names.
+
+    Under DeepSpeed these stay the module's, which it trains by way of flat copies.
+    """
+    config = getattr(accelerator, "deepspeed_config", None)
+    if config is not None:
+        return *prepare_zero(accelerator, module, optimizer, config), parameters
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and not _chosen(plugin):
         from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy

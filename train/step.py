@@ -16,6 +16,7 @@ from train.meter import Meter
 from train.options import TrainOptions
 from train.sharding import clip_grad_norm
 from train.task import Loss, Task
+from train.zero import Engine
 
 Stream = Generator[tuple[Batch, Tensor], None, None]
 "Micro-batches on the device, and the positions (B,) of their samples in the global batch."
@@ -31,7 +32,7 @@ class Step:
         accelerator: Accelerator,
         *,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Engine,
         parameters: list[nn.Parameter],
         loss: Loss,
         null: Batch,
@@ -42,6 +43,10 @@ class Step:
         self.task, self.options, self.accelerator = task, options, accelerator
         self.module, self.optimizer, self.parameters = module, optimizer, parameters
         self.loss, self.null, self.share, self.guard, self.ema = loss, null, share, guard, ema
+        self.backward, self.unsynchronised = accelerator.backward, [module]
+        if isinstance(optimizer, Engine):
+            self.backward, self.unsynchronised = optimizer.backward, []
+        "What Accelerate keeps from adding up gradients over the ranks before the last round."
 
     def take(self, step: int, stream: Stream, meter: Meter) -> None:
         """The update that follows `step` finished ones."""
@@ -51,9 +56,9 @@ class Step:
         for _ in range(self.share.num_rounds):
             batch, positions = next(stream)
             draws = self._draw(step, batch, positions)
-            with accelerator.accumulate(self.module):
+            with accelerator.accumulate(*self.unsynchronised):
                 losses = self.loss(self.module, batch, self.null, draws)  # (B,)
-                accelerator.backward(losses.mean())
+                self.backward(losses.mean())
                 self.guard.add(losses)
                 if accelerator.sync_gradients:
                     meter.grad_norm = self._clip()
@@ -80,5 +85,7 @@ class Step:
 
     def _clip(self) -> Tensor:
         """The gradient's norm over all ranks, (), before it is cut down to --max-grad-norm (0: not cut)."""
+        if isinstance(self.optimizer, Engine):
+            return self.optimizer.grad_norm()  # its step clips
         limit = self.options.max_grad_norm or math.inf
         return clip_grad_norm(self.accelerator, self.parameters, limit)
