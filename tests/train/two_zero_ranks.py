@@ -74,7 +74,8 @@ def main():
     }
     rank = watched.accelerator.process_index
     (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
-    torch.distributed.destroy_process_group()
+    watched.accelerator.wait_for_everyone()
+    watched.accelerator.end_training()
 
 
 if __name__ == "__main__":
