@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .SHELLFLAGS := -euc
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-faults test-ray test-slurm test-deepspeed bench bench-cache bench-sources bench-precompute bench-precompute-gpu \
+.PHONY: help install demo lint format test test-slow test-faults test-ray test-slurm test-deepspeed bench bench-cache bench-sources bench-precompute bench-precompute-gpu \
   bench-train-prior bench-train-prior-gpu clean
 
 help:  ## list the targets
@@ -58,6 +58,9 @@ test-slurm: install  ## array jobs on a Slurm of two virtual nodes, which it ins
 test-deepspeed: install  ## ZeRO on two ranks of the CPU
 	pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	pytest -m deepspeed
+
+test-slow: install  ## long tests: parity in all combinations, FSDP of every kind, two ranks at a hub
+	pytest --numprocesses auto --dist worksteal -m slow
 
 test-faults: install  ## the long fault tests: killed writers, every damage, full disks
 	pytest -m faults

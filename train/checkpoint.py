@@ -4,7 +4,7 @@
         prior/ or unet/           the weights, in diffusers' layout
         prior_ema/ or unet_ema/   their running average, if the run keeps one, in the same layout
         optimizer.safetensors     <parameter>/<state>, for example `proj_in.weight/exp_avg`
-        state.json                step, GradScaler
+        state.json                step, GradScaler, sums since the last line of metrics
 
 Noise, order and learning rate are functions of the step, so there is no random state to keep. Nor does it
 show how the run was parallelised: all tensors are whole, under the names that they have in one process.
@@ -73,7 +73,9 @@ class Saved:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
 
 
-def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Path:
+def save(
+    folder: Path, step: int, training: Training, *, keep: int | None, meter: dict[str, float] | None = None
+) -> Path:
     """Write `checkpoint-<step>` and delete older ones beyond `keep`, which is done last. All ranks call this.
 
     Raises `DataFault`, and leaves the older ones, if it cannot be written; ranks but the main one then end.
@@ -86,7 +88,7 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
                 for left in folder.glob(".tmp-*checkpoint-*"):  # by runs that were killed
                     shutil.rmtree(left, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        _write(temporary, step, training, target)
+        _write(temporary, {"step": step, "meter": meter}, training, target)
         with main_writes() as main, writing(target):
             if main:
                 _sync(temporary)
@@ -100,7 +102,7 @@ def save(folder: Path, step: int, training: Training, *, keep: int | None) -> Pa
     return target
 
 
-def _write(folder: Path, step: int, training: Training, target: Path) -> None:
+def _write(folder: Path, record: dict[str, Any], training: Training, target: Path) -> None:
     """One part after the other, so that only one of them is in memory."""
     own = training.model.state_dict(keep_vars=True)
     sharded = is_sharded(own.values())
@@ -116,7 +118,7 @@ def _write(folder: Path, step: int, training: Training, target: Path) -> None:
         if main:
             save_file(_apart(tensors), folder / "optimizer.safetensors")
             scaler = training.scaler.state_dict() if training.scaler is not None else None
-            (folder / "state.json").write_text(json.dumps({"step": step, "scaler": scaler}, indent=1))
+            (folder / "state.json").write_text(json.dumps({**record, "scaler": scaler}, indent=1))
 
 
 def _state(training: Training) -> Iterator[tuple[str, Tensor]]:
@@ -228,6 +230,11 @@ def load(folder: Path, training: Training) -> int:
     return step
 
 
+def meter_state(folder: Path) -> dict[str, float]:
+    """The sums that were saved with a checkpoint that `load` has found sound; {} without any."""
+    return json.loads((folder / "state.json").read_text()).get("meter") or {}
+
+
 def _load_weights(folder: Path) -> dict[str, Tensor]:
     return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
 
@@ -268,6 +275,4 @@ def outlook(folder: Path, wanted: str) -> str:
     if last is None:
         there = f"from {wanted}" if wanted != "latest" else "from the start (no checkpoint was written yet)"
         return f"the same command begins again {there}"
-    if wanted == "latest":
-        return f"the same command continues from {last}"
-    return f"the same command with --resume-from-checkpoint latest continues from {last}"
+    return f"the same command continues from {last}"

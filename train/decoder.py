@@ -45,9 +45,7 @@ LORA_TARGETS = "to_q,to_k,to_v,to_out.0,add_k_proj,add_v_proj"
     help="Which latents to train on.  [default: the cache's, if it has one resolution only]",
 )
 @shared_options(output_dir="kandi_2_2-decoder-finetuned", lora_targets=LORA_TARGETS, trained="unet")
-def train_decoder(
-    decoder_model: str | None, prior_model: str | None, resolution: int | None, **options: Any
-) -> None:
+def train_decoder(**options: Any) -> None:
     """Fine-tune the Kandinsky 2.2 decoder's UNet from a cache.
 
     The result in --output-dir loads in KandinskyV22Pipeline and, with the prior its README.md names, in
@@ -61,12 +59,10 @@ def train_decoder(
 
     with said_once_a_node():
         resolved = TrainOptions.given(**options)
-        fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
+        fit(*_prepare(resolved), resolved)
 
 
-def _prepare(
-    decoder_model: str | None, prior_model: str | None, resolution: int | None, options: TrainOptions
-) -> "tuple[Task, Reader]":
+def _prepare(options: TrainOptions) -> "tuple[Task, Reader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
     from data_tools import models
     from data_tools.errors import UserError
@@ -85,11 +81,13 @@ def _prepare(
 
     check_requirements(options)
     check_output(options.output_dir, "unet")
-    latents = latents_column(options.places, resolution)
+    latents = latents_column(options.places, options.resolution)
     reader = open_reader(options, ["image", latents])
     first = options.places[0].place
-    name = decoder_model or models.recall(reader.columns[latents].model, first, flag="--decoder-model")
-    prior = prior_model or models.recall(reader.columns["image"].model, first, flag="--prior-model")
+    name = options.decoder_model or models.recall(
+        reader.columns[latents].model, first, flag="--decoder-model"
+    )
+    prior = options.prior_model or models.recall(reader.columns["image"].model, first, flag="--prior-model")
     check_prior(prior, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--decoder-model")
     config = models.config(folder / "unet", flag="--decoder-model")

@@ -64,8 +64,8 @@ OPTIMIZATION = [
         type=click.Choice(["adamw", "adamw-8bit", "adafactor"]),
         default="adamw",
         show_default=True,
-        help="adamw-8bit needs a GPU and the extra '8bit'. Adafactor takes the learning rate as it is given, "
-        "and of the --adam flags only the weight decay.",
+        help="adamw-8bit needs the extra '8bit'. adafactor takes the learning rate as it is given, at most "
+        "1 / sqrt(step), and of the --adam flags only the weight decay.",
     ),
     click.option("--adam-beta1", type=_SHARE, default=0.9, show_default=True),
     click.option("--adam-beta2", type=_SHARE, default=0.999, show_default=True),

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from data_tools.errors import DataFault
+from train.ranks import Diverged
 
 SHOWN = 8
 "Keys of samples in a message, at the most."
@@ -27,9 +27,9 @@ Keys = Callable[[int], list[str]]
 
 
 def require_finite(value: float, what: str, when: str) -> None:
-    """Raises `DataFault` if training has diverged."""
+    """Raises `Diverged` if training has diverged."""
     if not math.isfinite(value):
-        raise DataFault(
+        raise Diverged(
             f"{what}: not finite {when}; no checkpoint holds it; "
             "lower --learning-rate, or use --mixed-precision bf16 instead of fp16"
         )
@@ -84,7 +84,7 @@ class Guard:
         return {"skipped_steps": int(self.skipped)} if self._scaled else {}
 
     def check(self) -> None:
-        """Raises `DataFault`, on all ranks, if a step since the last call went wrong; a host sync."""
+        """Raises `Diverged`, on all ranks, if a step since the last call went wrong; a host sync."""
         step = int(self.bad_step)
         if step < 0:
             return
@@ -96,7 +96,7 @@ class Guard:
         keys = losses or sorted(set(_gathered(self.accelerator, mine)))
         what = "loss" if losses else "gradient"
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        raise DataFault(
+        raise Diverged(
             f"{what}: not finite in the step after {step}, samples {', '.join(keys[:SHOWN])}{more}; its "
             "update was not made, and no checkpoint was written since; lower --learning-rate, or use "
             "--mixed-precision bf16 instead of fp16"

@@ -77,6 +77,7 @@ class Run:
         options: TrainOptions,
         accelerator: Accelerator,
         lengths: Lengths,
+        stop: StopRequest,
     ) -> None:
         self.task, self.reader, self.batches, self.options = task, reader, batches, options
         self.accelerator, self.lengths = accelerator, lengths
@@ -103,7 +104,9 @@ class Run:
         held = batches.held_out[: options.validation_samples]
         self.validator = Validator(task, self.null, reader, held, options, accelerator)
         self.guard = Guard(accelerator, optimizer, batches.keys)
-        self.stop = StopRequest(accelerator)
+        self.stop = stop
+        self.line_steps = (options.logging_steps, options.checkpointing_steps)
+        "A line of metrics comes at the multiples of both."
         self.checkpoint: Path | None = None
         "The last one that was loaded or saved."
         self.step = Step(
@@ -143,9 +146,10 @@ class Run:
         options, lengths, main = self.options, self.lengths, self.accelerator.is_main_process
         metrics = MetricsFile(options.output_dir / "metrics.jsonl", first_step) if main else None
         meter = Meter(self.accelerator, self.batches)
+        if self.checkpoint and (state := checkpoint.meter_state(self.checkpoint)):
+            meter.load(state)
         last = lengths.total_steps
         with (
-            self.stop.listening(),
             closing(self.batches.iterate(first_step, last)) as stream,
             tqdm(total=last, initial=first_step, desc=self.task.name, disable=not main) as bar,
         ):
@@ -154,8 +158,10 @@ class Run:
                 stopped = self.stop.agreed() and not done
                 saves = moved and (done or stopped or step % options.checkpointing_steps == 0)
                 validates = (moved or step == 0) and (done or step % lengths.validation_steps == 0)
-                if saves or (moved and step % options.logging_steps == 0):
+                logs = moved and (done or any(step % n == 0 for n in self.line_steps))
+                if saves or logs:
                     self.guard.check()  # before a checkpoint: a diverged state is never saved
+                if logs:
                     values = meter.read() | self.guard.counts()
                     self._log(step, values, metrics)
                     bar.set_postfix_str(meter.as_text(values), refresh=False)
@@ -163,7 +169,7 @@ class Run:
                     self._log(step, values, metrics)
                     bar.write(f"step {step}: {as_text(values)}")
                 if saves:
-                    self._save(step)
+                    self._save(step, meter)
                 if validates or saves:
                     meter.restart_clock()
                 if done or stopped:
@@ -225,8 +231,10 @@ class Run:
             group["lr"] = lr
         return lr
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, meter: Meter) -> None:
         # the last update may have gone wrong although every loss before it was finite
         require_finite(checkpoint.largest(self.training), "weights", f"after step {step}")
         keep = self.options.checkpoints_total_limit
-        self.checkpoint = checkpoint.save(self.options.output_dir, step, self.training, keep=keep)
+        self.checkpoint = checkpoint.save(
+            self.options.output_dir, step, self.training, keep=keep, meter=meter.state()
+        )

@@ -22,12 +22,25 @@ class Meter:
         "Of the last optimizer step, before clipping."
         self._loss = torch.zeros((), device=accelerator.device)
         self._rounds = 0
+        self._rounds_before = 0
+        "Of these the ones of an earlier process."
         self.restart_clock()
 
     def add(self, losses: Tensor) -> None:
         """The losses (B,) of one micro-batch; no host sync."""
         self._loss += losses.detach().mean()
         self._rounds += 1
+
+    def state(self) -> dict[str, float]:
+        """What has been added since the last `read`, over all ranks, for a checkpoint in between."""
+        loss = float(self.accelerator.reduce(self._loss, reduction="mean"))
+        return {"loss": loss, "rounds": self._rounds}
+
+    def load(self, state: dict[str, float]) -> None:
+        """Go on from what `state` gave."""
+        self._loss.fill_(state["loss"])
+        self._rounds = int(state["rounds"])
+        self._rounds_before = self._rounds
 
     def restart_clock(self) -> None:
         """Leave out of the rates what came since `read` (a validation, a checkpoint)."""
@@ -39,7 +52,7 @@ class Meter:
         loss = float(self.accelerator.reduce(mean, reduction="mean"))
         seconds = time.perf_counter() - self._started
         share = self.batches.share
-        samples = self._rounds * share.micro_batch_size * share.world_size
+        samples = (self._rounds - self._rounds_before) * share.micro_batch_size * share.world_size
         values = {
             "loss": loss,
             "lr": self.lr,
@@ -51,7 +64,7 @@ class Meter:
             norm = float(self.grad_norm)
             if math.isfinite(norm):  # under fp16 an infinite one is a skipped step
                 values["grad_norm"] = norm
-        self._loss, self._rounds = torch.zeros_like(self._loss), 0
+        self._loss, self._rounds, self._rounds_before = torch.zeros_like(self._loss), 0, 0
         self.restart_clock()
         return values
 

@@ -1,9 +1,12 @@
 """`metrics.jsonl`, one JSON object a line, and the picture of it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from data_tools.errors import DataFault
 from train.writing import writing
 
 
@@ -35,6 +38,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+@contextmanager
+def losses_drawn(output: Path, title: str) -> Iterator[None]:
+    """Afterwards the folder's loss.png shows its metrics.jsonl, whatever ended what is done inside."""
+    metrics, picture = output / "metrics.jsonl", output / "loss.png"
+    try:
+        yield
+    except BaseException:
+        with suppress(DataFault):  # what is under way says more
+            draw_losses(metrics, picture, title)
+        raise
+    draw_losses(metrics, picture, title)
 
 
 def draw_losses(metrics: Path, picture: Path, title: str) -> None:

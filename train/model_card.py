@@ -78,8 +78,8 @@ def _license(folder: Path) -> str:
 
 
 def _origin(base: Base) -> str:
-    if Path(base.name).is_dir():
-        return f"`{base.name}`"
+    if (folder := Path(base.name)).is_dir():
+        return f"`{folder.resolve().name}`"  # not its path, which says nothing to others
     return f"[{base.name}](https://huggingface.co/{base.name})"
 
 

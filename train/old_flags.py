@@ -4,9 +4,12 @@ Most flags have kept their names. Here are those that became a choice of another
 nothing for a cache, and those that took several values in a row.
 """
 
+from typing import Any
+
 import click
 
 from data_tools.errors import UserError
+from train.ranks import say_once_a_node
 
 CHOICES = {
     "--use-8bit-adam": ("--optimizer", "adamw-8bit"),
@@ -28,8 +31,27 @@ DATA = {
 "Where the old scripts found pictures and captions → the flag of `precompute` that took its place."
 
 
+NEEDS = {
+    "ema_decay": "use_ema",
+    "ema_power": "use_ema",
+    "compile_mode": "compile",
+    "hub_model_id": "push_to_hub",
+    "hub_token": "push_to_hub",
+    "num_validation_images": "validation_prompts",
+}
+"An option → the one without which it has no effect."
+
+
 class TrainCommand(click.Command):
-    """A command that also takes the old scripts' command lines."""
+    """A command that also takes the old scripts' command lines, and says which flags have no effect."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for name, needed in NEEDS.items():
+            given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            if given and not ctx.params[needed]:
+                flag, other = (f"--{each.replace('_', '-')}" for each in (name, needed))
+                say_once_a_node(f"{flag}: has no effect without {other}")
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, rewritten(args))

@@ -31,8 +31,9 @@ def make_optimizer(module: nn.Module, options: TrainOptions) -> tuple[torch.opti
 def _make(params: list[dict[str, object]], options: TrainOptions) -> torch.optim.Optimizer:
     lr = options.learning_rate
     if options.optimizer == "adafactor":
-        # Shazeer and Stern 2018, arXiv 1804.04235: second moments as rows and columns, no first ones
-        return torch.optim.Adafactor(params, lr=lr)
+        # Shazeer and Stern 2018, arXiv 1804.04235: second moments as rows and columns, no first ones. An
+        # eps_2 of 1 for their 1e-3: a rate is not made smaller for small weights (a LoRA begins at zero)
+        return torch.optim.Adafactor(params, lr=lr, eps=(None, 1.0))
     betas, eps = (options.adam_beta1, options.adam_beta2), options.adam_epsilon
     if options.optimizer == "adamw-8bit":
         # Dettmers et al. 2022, arXiv 2110.02861: moments in blocks of 8-bit numbers

@@ -19,6 +19,11 @@ class TrainOptions:
     cache: tuple[str, ...]
     "Each a folder or a URL that `open_store` takes, with `=WEIGHT` or without."
     output_dir: Path
+    prior_model: str | None
+    decoder_model: str | None
+    "Names as given; None: those that the cache remembers."
+    resolution: int | None
+    "Pixels a side: of the latents to train a decoder on, of a prior's validation pictures."
     seed: int
 
     num_train_epochs: int
@@ -133,6 +138,7 @@ class TrainOptions:
         """Those of a command line; `--fresh` turns a folder in use into the next free one beside it."""
         output: Path = flags["output_dir"]
         if flags["fresh"] and output.is_dir() and any(output.iterdir()):
+            output = output.absolute()
             numbered = (output.with_name(f"{output.name}-{number}") for number in count(2))
             flags["output_dir"] = next(folder for folder in numbered if not folder.exists())
         return cls(**flags)

@@ -44,6 +44,9 @@ MAX_CACHED = 16
 SAMPLED_ROWS = 32
 "Embeddings sampled at a time."
 DECODER = ("unet", "scheduler", "movq")
+ENCODER = ("text_encoder", "tokenizer")
+MULTIPLE = 64
+"Of pixels: the pipeline draws other sizes larger than asked for."
 FLAG = "--decoder-model"
 CASTS: dict[str, Callable[[Any], Any]] = {"fp16": nn.Module.half, "bf16": nn.Module.bfloat16}
 "Half precision of the run → the decoder's; diffusers' own `to` warns of what does not concern us."
@@ -61,12 +64,14 @@ class PreviewPlan:
     "Pixels a side."
 
 
-def plan_previews(
-    options: TrainOptions, reader: Reader, base: Base, decoder_model: str | None, resolution: int
-) -> PreviewPlan | None:
+def plan_previews(options: TrainOptions, reader: Reader, base: Base) -> PreviewPlan | None:
     """None if no pictures are asked for. Raises `UserError` for what could not be drawn."""
+    decoder_model, resolution = options.decoder_model, options.resolution
+    assert resolution is not None, "the flag has a default"
     if not options.validation_prompts and not decoder_model:
         return None
+    if resolution % MULTIPLE:
+        raise UserError(f"--resolution: {resolution} px, wanted a multiple of {MULTIPLE} for pictures")
     cached = reader.prompts("text")
     prompts = list(dict.fromkeys(prompt.strip() for prompt in options.validation_prompts))
     if not prompts:
@@ -77,13 +82,15 @@ def plan_previews(
         if len(cached) > MAX_CACHED:
             say_once_a_node(f"of the {len(cached)} prompts in the cache the first {MAX_CACHED} are drawn")
     texts = {p: tensors(reader, "text", cached[p]) if p in cached else None for p in prompts}
-    for prompt in (prompt for prompt, text in texts.items() if text is None):
-        for component in ("text_encoder", "tokenizer"):
-            if component not in base.components:
-                raise UserError(
-                    f"--validation-prompts: {prompt!r} is not in the cache, and {base.name} has no "
-                    f"{component} to encode it; add it to the cache with precompute --prompts FILE"
-                )
+    unknown = next((prompt for prompt, text in texts.items() if text is None), None)
+    if unknown is not None:
+        try:
+            models.local_folder(base.name, ENCODER, flag=base.flag)
+        except UserError as err:
+            raise UserError(
+                f"--validation-prompts: {unknown!r} is not in the cache, and cannot be encoded: {err}; add "
+                "it to the cache with precompute --prompts FILE"
+            ) from None
     return PreviewPlan(texts, _decoder(options, reader, decoder_model, resolution), resolution)
 
 

@@ -90,7 +90,7 @@ ROW_MULTIPLE = 16
     help="A side of the validation pictures.",
 )
 @shared_options(output_dir="kandi_2_2-prior-finetuned", lora_targets=LORA_TARGETS, trained="prior")
-def train_prior(prior_model: str | None, decoder_model: str | None, resolution: int, **options: Any) -> None:
+def train_prior(**options: Any) -> None:
     """Fine-tune the Kandinsky 2.2 prior from a cache.
 
     The result in --output-dir loads in KandinskyV22PriorPipeline. To resume, give the same command again.
@@ -103,12 +103,10 @@ def train_prior(prior_model: str | None, decoder_model: str | None, resolution: 
 
     with said_once_a_node():
         resolved = TrainOptions.given(**options)
-        fit(*_prepare(decoder_model, prior_model, resolution, resolved), resolved)
+        fit(*_prepare(resolved), resolved)
 
 
-def _prepare(
-    decoder_model: str | None, prior_model: str | None, resolution: int, options: TrainOptions
-) -> "tuple[Task, Reader]":
+def _prepare(options: TrainOptions) -> "tuple[Task, Reader]":
     """Open the cache and the model. Raises `UserError` if they do not fit, before weights are loaded."""
     from train.compatibility import check_encoders, check_same_clip, check_widths
     from train.export import Base
@@ -122,7 +120,7 @@ def _prepare(
     check_output(options.output_dir, "prior")
     reader = open_reader(options, ["image", "text"])
     first = options.places[0].place
-    name = prior_model or models.recall(reader.columns["text"].model, first, flag="--prior-model")
+    name = options.prior_model or models.recall(reader.columns["text"].model, first, flag="--prior-model")
     folder = models.local_folder(name, SUBFOLDERS, flag="--prior-model")
     config = models.config(folder / "prior", flag="--prior-model")
     dim = required(config, "embedding_dim", folder / "prior", "--prior-model")
@@ -135,7 +133,7 @@ def _prepare(
     check_same_clip(folder, reader, flag="--prior-model")
     base = Base.find(name, "prior", options.output_dir, flag="--prior-model", save=options.save)
     check_encoders(base, {"image_encoder": "image", "text_encoder": "text"}, reader)
-    preview = plan_previews(options, reader, base, decoder_model, resolution)
+    preview = plan_previews(options, reader, base)
     return make_task(base, options, preview), reader
 
 

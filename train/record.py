@@ -12,12 +12,13 @@ import click
 from data_tools.cache.identity import digest
 from data_tools.cache.mixture import Mixture, Reader
 from data_tools.errors import UserError
+from train.checkpoint import checkpoints
 from train.lora import lora_record
 from train.options import TrainOptions
 from train.task import Task
 from train.writing import writing
 
-LIBRARIES = ("torch", "diffusers", "accelerate", "numpy")
+LIBRARIES = ("torch", "diffusers", "accelerate", "numpy", "safetensors")
 MOVABLE = {
     *(
         "cache",
@@ -53,13 +54,16 @@ def run_record(
     task: Task, reader: Reader, options: TrainOptions, resolved: dict[str, Any], resume: Path | None
 ) -> dict[str, Any]:
     """Options as given, numbers derived from them, the cache's identity, library versions."""
-    before = _read(resume.parent) if resume is not None else {}
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()}
+    own = resume is not None and resume.parent.resolve() == options.output_dir.resolve()
+    before = _read(options.output_dir) if own else {}
+    began_from = before.get("began_from") if own or resume is None else str(resume.resolve())
+    given = {name: _plain(value) for name, value in asdict(options).items()}
     del given["hub_token"]  # a secret
     columns = {name: column.identity for name, column in reader.columns.items()}
     return {
         "trains": task.name,
-        "run_id": before.get("run_id") or uuid.uuid4().hex[:8],
+        "run_id": before.get("run_id") or uuid.uuid4().hex,
+        "began_from": began_from,
         "base_model": task.base.name,
         "base_identity": task.base.identity,
         "lora": lora_record(task.adapter),
@@ -72,8 +76,33 @@ def run_record(
             "identities": {name: digest(identity) for name, identity in columns.items()},
         },
         "ordering": _ordering(reader, options),
-        "libraries": {name: version(name) for name in (*LIBRARIES, *(["peft"] if task.adapter else []))},
+        "libraries": {name: version(name) for name in (*LIBRARIES, *_asked_for(options))},
     }
+
+
+def _asked_for(options: TrainOptions) -> list[str]:
+    """Libraries that flags have brought in."""
+    used = {
+        "peft": options.lora_rank is not None,
+        "bitsandbytes": options.optimizer == "adamw-8bit",
+        "xformers": options.attention == "xformers",
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def wanted_checkpoint(options: TrainOptions) -> str:
+    """`latest` also where a run began from the checkpoint that is asked for, and has gone on since."""
+    began_from = _read(options.output_dir).get("began_from")
+    asked = Path(options.resume_from_checkpoint)
+    same = began_from is not None and asked.resolve() == Path(began_from)
+    return "latest" if same and checkpoints(options.output_dir) else options.resume_from_checkpoint
 
 
 def check_output(output: Path, trains: str) -> None:
@@ -107,6 +136,11 @@ def check_continuation(record: dict[str, Any], resume: Path, flag: str) -> None:
                 f"--cache: column {name} of {_caches(record)} is {new[:12]}, but {resume} was "
                 f"trained on {old[:12]} of {_caches(before)}; give that, or another --output-dir"
             )
+    old, new = (found.get("options", {}).get("optimizer", "adamw") for found in (before, record))
+    if old != new:
+        raise UserError(
+            f"--optimizer: {new}, but {resume} was trained with {old}; give that, or another --output-dir"
+        )
     _check_lora(before, record, resume)
     _check_ordering(before, record, resume)
     _check_samples(before, record, resume)

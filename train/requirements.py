@@ -21,6 +21,11 @@ def check_requirements(options: TrainOptions) -> None:
         installed("xformers", "xformers", "--attention: xformers")
         if not torch.cuda.is_available():
             raise UserError("--attention: xformers needs a GPU, and torch sees none; give sdpa")
+    if options.compile and options.compile_mode != "default" and options.gradient_accumulation_steps > 1:
+        raise UserError(
+            f"--compile-mode: {options.compile_mode} takes CUDA graphs, in which the gradients of several "
+            "rounds overwrite each other; give default, or --gradient-accumulation-steps 1"
+        )
     if options.lora_rank is not None:
         installed("peft", "lora", "--lora-rank:")
 

@@ -40,6 +40,8 @@ def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugi
     if environment.get("FSDP_VERSION", "1") != "2":
         raise UserError("accelerate: FSDP of version 1 is not supported, wanted --fsdp_version 2")
     plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
+    if not hasattr(plugin, "fsdp_version"):
+        raise UserError("accelerate: FSDP of version 2 needs accelerate 1.6 or newer")
     if plugin.activation_checkpointing:
         raise UserError(
             "accelerate: fsdp_activation_checkpointing is not heeded; give --gradient-checkpointing"

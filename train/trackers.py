@@ -43,6 +43,7 @@ def open_trackers(
         return
     settings = {
         "tensorboard": {"purge_step": first_step + 1},
+        "comet_ml": {"experiment_key": record["run_id"]},
         "wandb": {"dir": str(options.output_dir), "id": record["run_id"], "resume": "allow"},
     }
     accelerator.init_trackers(options.tracker_project_name, init_kwargs=settings)

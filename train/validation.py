@@ -146,6 +146,8 @@ class Validator:
 def as_text(values: dict[str, float]) -> str:
     """The measured values in a line."""
     text = f"validation loss {values['validation_loss']:.4f}"
+    if "ema_validation_loss" in values:
+        text += f" ({values['ema_validation_loss']:.4f} of the averages)"
     if "sampled_cosine_g1" in values:
         text += (
             f", sampled cosine {values['sampled_cosine_g1']:.3f} ({values['sampled_cosine_g4']:.3f} guided)"

@@ -102,9 +102,8 @@ def prepared(kind: str, cache: Path, output: Path, *flags: str) -> tuple[Task, R
     """Task, reader and options as the command makes them, before the loop starts."""
     forget_accelerator()
     params = COMMANDS[kind].make_context(kind, arguments(cache, output, *flags)).params
-    chosen = [params.pop(name) for name in ("decoder_model", "prior_model", "resolution") if name in params]
     options = TrainOptions(**params)
-    task, reader = {"prior": prior, "decoder": decoder}[kind]._prepare(*chosen, options)
+    task, reader = {"prior": prior, "decoder": decoder}[kind]._prepare(options)
     return task, reader, options
 
 

@@ -82,7 +82,7 @@ def test_the_same_cache_in_another_place_is_the_same(kind, cache, output, tmp_pa
         (1, "latest", "begins again from the start (no checkpoint was written yet)"),
         (5, "latest", "continues from {out}/checkpoint-3"),
         (4, "{finished}/checkpoint-3", "begins again from {finished}/checkpoint-3"),
-        (7, "{finished}/checkpoint-3", "--resume-from-checkpoint latest continues from {out}/checkpoint-6"),
+        (7, "{finished}/checkpoint-3", "continues from {out}/checkpoint-6"),
     ],
 )
 def test_ctrl_c_says_where_the_same_command_goes_on(stop, wanted, said, cache, finished, tmp_path):
@@ -101,3 +101,51 @@ def test_ctrl_c_says_where_the_same_command_goes_on(stop, wanted, said, cache, f
     assert ended.code == 130
     assert ended.lines[-1].startswith("interrupted; the same command ")
     assert ended.lines[-1].endswith(said.format(**places))
+
+
+def record(output):
+    return json.loads((output / "run.json").read_text())
+
+
+def test_same_command_says_nothing_but_where_it_resumes(cache, tmp_path):
+    output = tmp_path / "out"
+    flags = ("--max-train-steps", "2", "--lr-scheduler", "cosine")
+    for _ in range(2):
+        ended = runs.program("prior", *runs.arguments(cache, output, *flags))
+    assert ended.code == 0
+    assert ended.lines == [f"resuming from {output / 'checkpoint-2'}"]
+
+
+def test_another_optimizer_is_refused(cache, tmp_path):
+    output = tmp_path / "out"
+    runs.train("prior", cache, output, "--max-train-steps", "1")
+    ended = runs.program("prior", *runs.arguments(cache, output, "--optimizer", "adafactor"))
+    assert ended.code == 2
+    assert ended.lines == [
+        f"--optimizer: adafactor, but {output / 'checkpoint-1'} was trained with adamw; give that, or "
+        "another --output-dir"
+    ]
+
+
+def test_command_that_began_from_a_checkpoint_elsewhere_continues_its_own(cache, tmp_path):
+    first, branch = tmp_path / "first", tmp_path / "branch"
+    runs.train("prior", cache, first, "--max-train-steps", "2", "--checkpointing-steps", "2")
+    flags = ("--resume-from-checkpoint", first / "checkpoint-2")
+    for steps in (4, 6):
+        runs.train("prior", cache, branch, *flags, "--max-train-steps", steps)
+        assert record(branch)["began_from"] == str(first / "checkpoint-2")
+    assert list(runs.series(branch, "loss")) == [3, 4, 5, 6]
+    whole = runs.train("prior", cache, tmp_path / "whole", "--max-train-steps", "6")
+    assert runs.same_tensors(runs.weights(branch / "prior"), runs.weights(whole / "prior"))
+
+
+def test_trackers_see_one_run_when_it_goes_on_and_another_when_it_branches(cache, tmp_path):
+    first, branch = tmp_path / "first", tmp_path / "branch"
+    runs.train("prior", cache, first, "--max-train-steps", "2")
+    own = record(first)["run_id"]
+    runs.train("prior", cache, first, "--max-train-steps", "3")
+    assert record(first)["run_id"] == own
+    runs.train(
+        "prior", cache, branch, "--resume-from-checkpoint", first / "checkpoint-3", "--max-train-steps", "4"
+    )
+    assert record(branch)["run_id"] != own

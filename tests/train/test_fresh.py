@@ -31,3 +31,11 @@ def test_validation_epochs_are_passes_over_the_samples(epochs, steps, cache, tmp
     flags = ("--validation-fraction", "0.3", "--validation-epochs", epochs, "--max-train-steps", "10")
     output = runs.train("prior", cache, tmp_path / "out", *flags)
     assert runs.series(output, "validation_loss").keys() == steps
+
+
+def test_fresh_in_the_folder_itself_goes_beside_it(cache, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        runs.train("prior", cache, ".", "--fresh", "--max-train-steps", "1")
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "here-2"}

@@ -243,3 +243,34 @@ def test_old_command_lines_with_underscores_work(cache, pocket, tmp_path):
             "snr_gamma": 5.0,
             "train_batch_size": 2,
         }
+
+
+def test_cuda_graphs_over_several_rounds_are_refused(kind, cache, output):
+    flags = ("--compile", "--compile-mode", "reduce-overhead", "--gradient-accumulation-steps", "2")
+    line = refused(kind, *given(cache, output, *flags))
+    assert line.startswith("--compile-mode: reduce-overhead takes CUDA graphs, ")
+    assert not output.exists()
+
+
+def test_flags_without_effect_are_said(cache, output):
+    ended = runs.program(
+        "prior", *given(cache, output, "--ema-decay", "0.9", "--hub-model-id", "x", "--dry-run")
+    )
+    assert ended.code == 0
+    assert ended.lines == [
+        "--ema-decay: has no effect without --use-ema",
+        "--hub-model-id: has no effect without --push-to-hub",
+    ]
+
+
+def test_pictures_of_a_side_that_is_no_multiple_of_64(pocket, cache, output):
+    flags = ("--validation-prompts", "a cat", "--decoder-model", pocket / "decoder", "--resolution", "100")
+    line = refused("prior", *given(cache, output, *flags))
+    assert line == "--resolution: 100 px, wanted a multiple of 64 for pictures"
+
+
+def test_prompts_are_encoded_whatever_is_saved(pocket, cache, output):
+    flags = ("--validation-prompts", "a cat", "--decoder-model", pocket / "decoder", "--resolution", "64")
+    ended = runs.program("prior", *given(cache, output, *flags, "--save", "prior-only", "--dry-run"))
+    assert ended.code == 0, ended
+    assert json.loads(ended.stdout[: ended.stdout.rindex("}") + 1])["options"]["resolution"] == 64

@@ -23,8 +23,7 @@ def test_only_matrices_decay():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_loss_falls(optimizer, cache, tmp_path):
-    rate = {"adafactor": "1e-2"}.get(optimizer, "1e-3")
-    flags = ("--optimizer", optimizer, "--learning-rate", rate, "--max-train-steps", "40")
+    flags = ("--optimizer", optimizer, "--learning-rate", "1e-3", "--max-train-steps", "40")
     steady = ("--timestep-sampling", "stratified", "--train-batch-size", "16")
     losses = list(runs.series(runs.train("prior", cache, tmp_path / "out", *flags, *steady), "loss").values())
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
@@ -48,3 +47,20 @@ def test_old_flag_means_8_bit_moments(cache, tmp_path):
     full = runs.train("prior", cache, tmp_path / "full", *flags)
     assert runs.same_tensors(runs.weights(old / "prior"), runs.weights(new / "prior"))
     assert not runs.same_tensors(runs.weights(old / "prior"), runs.weights(full / "prior"))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_lora_which_begins_at_zero_moves_at_the_rate_given(optimizer, cache, tmp_path):
+    flags = (
+        "--optimizer",
+        optimizer,
+        "--lora-rank",
+        "2",
+        "--learning-rate",
+        "1e-4",
+        "--max-train-steps",
+        "5",
+    )
+    output = runs.train("prior", cache, tmp_path / "out", *flags)
+    moved = [t.abs().max() for name, t in runs.weights(output).items() if ".lora_B." in name]
+    assert all(1e-4 < largest < 1e-3 for largest in map(float, moved)), moved

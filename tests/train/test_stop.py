@@ -37,8 +37,9 @@ def wait_for_steps(process, output, number=3):
 @pytest.mark.parametrize(("kind", "number"), [("prior", signal.SIGTERM), ("decoder", signal.SIGUSR1)])
 def test_signal_ends_a_run_with_a_checkpoint(kind, number, cache, tmp_path):
     output = tmp_path / "out"
-    process = started(kind, cache, output)
-    wait_for_steps(process, output)
+    lines = ("--logging-steps", "5")  # most stops fall between two lines
+    process = started(kind, cache, output, *lines)
+    wait_for_steps(process, output, number=1)
     process.send_signal(number)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 0, stderr
@@ -48,10 +49,10 @@ def test_signal_ends_a_run_with_a_checkpoint(kind, number, cache, tmp_path):
     assert last == f"{number.name}: ended early; the same command continues from {checkpoint}"
     assert not (output / "model_index.json").exists()
 
-    flags = ("--max-train-steps", str(step + 3), "--checkpointing-steps", "100000")
+    flags = (*lines, "--max-train-steps", str(step + 7), "--checkpointing-steps", "100000")
     runs.train(kind, cache, output, *flags)
     whole = runs.train(kind, cache, tmp_path / "whole", *flags)
-    assert runs.series(output, "loss") == runs.series(whole, "loss")
+    assert runs.metrics(output) == runs.metrics(whole)
 
 
 def test_signal_to_one_rank_ends_all_at_the_same_step(cache, tmp_path):
@@ -66,3 +67,45 @@ def test_signal_to_one_rank_ends_all_at_the_same_step(cache, tmp_path):
     assert process.returncode == 0, stderr
     assert len(list(output.glob("checkpoint-*"))) == 1
     assert "ended early; the same command continues from" in stderr
+
+
+EXPORTING = """
+import os, signal, sys
+from train import fit, prior
+
+finish = fit._finish
+def signalled(run):
+    os.kill(os.getpid(), signal.SIGTERM)
+    finish(run)
+fit._finish = signalled
+prior.main()
+"""
+
+
+def test_signal_during_the_export_lets_it_finish(cache, tmp_path):
+    output = tmp_path / "out"
+    done = runs.script(EXPORTING, *runs.arguments(cache, output, "--max-train-steps", "1"))
+    assert done.returncode == 0, done.stderr
+    assert (output / "model_index.json").is_file()
+
+
+LOADING = """
+import os, signal, sys
+from train import fit, prior
+
+load = fit.open_source
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return load(*arguments)
+fit.open_source = signalled
+prior.main()
+"""
+
+
+def test_signal_before_the_first_step_ends_without_a_step(cache, tmp_path):
+    output = tmp_path / "out"
+    done = runs.script(LOADING, *runs.arguments(cache, output))
+    assert done.returncode == 0, done.stderr
+    said = "ended early; the same command begins again from the start (no checkpoint was written yet)"
+    assert done.stderr.strip().splitlines()[-1].endswith(f"SIGUSR1: {said}")
+    assert not list(output.glob("checkpoint-*"))
