@@ -47,7 +47,7 @@ def test_every_flag_of_a_command_shown_to_users_exists(line: str) -> None:
 
 def test_flags_named_in_the_readme_exist_somewhere() -> None:
     known = set().union(*(flags_of(command) for command in COMMANDS.values()))
-    of_others = {"--help", "--nproc-per-node", "--use-fsdp"}
+    of_others = {"--help", "--nproc-per-node", "--use-fsdp", "--use-deepspeed"}
     named = re.findall(r"`[^`\n]*?(--[a-z][a-z0-9_-]+)", README)
     assert {flag.replace("_", "-") for flag in named} <= known | of_others
 
