@@ -149,8 +149,6 @@ def test_how_the_cache_is_read_may_change(mixed, cache, late, tmp_path):
 
 def options_of(kind, *flags) -> TrainOptions:
     params = runs.COMMANDS[kind].make_context(kind, list(flags)).params
-    for name in ("decoder_model", "prior_model", "resolution"):
-        params.pop(name, None)
     return TrainOptions(**params)
 
 

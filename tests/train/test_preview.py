@@ -224,10 +224,12 @@ def test_a_prompt_that_nothing_can_encode_is_refused_before_training(prompted, p
     index = json.loads((base / "model_index.json").read_text())
     del index["text_encoder"]
     (base / "model_index.json").write_text(json.dumps(index))
+    shutil.rmtree(base / "text_encoder")
     line = refused(
         prompted, tmp_path / "out", "--prior-model", base, "--validation-prompts", PROMPTS[0], OTHER
     )
-    assert line.startswith(f"--validation-prompts: {OTHER!r} is not in the cache, and {base} has no text_enc")
+    assert line.startswith(f"--validation-prompts: {OTHER!r} is not in the cache, and cannot be encoded: ")
+    assert f"{base} has no folder text_encoder/" in line
     assert line.endswith("add it to the cache with precompute --prompts FILE")
 
 
