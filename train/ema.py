@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from train.sharding import local
 
 
 def ema_decay(num_steps: int, limit: float, power: float | None = None) -> float:
@@ -35,8 +36,8 @@ class Ema:
     def update(self, num_steps: int) -> None:
         """Take in the weights after `num_steps` finished steps; one fused kernel, no host sync."""
         weight = 1.0 - ema_decay(num_steps, self.limit, self.power)
-        new = [_local(p.detach()).to(torch.float32) for p in self.parameters]
-        torch._foreach_lerp_([_local(average) for average in self.shadow], new, weight)
+        new = [local(p.detach()).to(torch.float32) for p in self.parameters]
+        torch._foreach_lerp_([local(average) for average in self.shadow], new, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -51,12 +52,7 @@ class Ema:
     def _swap(self) -> None:
         """Exchanges values, not storage: compiled graphs and shards go on pointing where they do."""
         for parameter, average in zip(self.parameters, self.shadow):
-            own, other = _local(parameter.detach()), _local(average)
+            own, other = local(parameter.detach()), local(average)
             kept = own.clone()
             own.copy_(other)
             other.copy_(kept)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

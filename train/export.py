@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from data_tools import models
 from data_tools.cache.identity import digest, hash_files
 from data_tools.errors import UserError
+from train.options import Save
 from train.writing import writing
 
-Save = Literal["pipeline", "linked", "trained-only"]
 COPIED = (".json", ".txt")
 "Ends of files that are copied even where the rest is linked."
 

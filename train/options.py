@@ -10,6 +10,7 @@ from data_tools.cache.places import CachePlace, parse_places
 from data_tools.cache.store import local_folder
 from data_tools.errors import UserError
 
+Save = Literal["pipeline", "linked", "trained-only"]
 LENGTH_WINDOW = 32
 "Global batches whose captions are sorted by length together, not more than an epoch has."
 
@@ -94,7 +95,7 @@ class TrainOptions:
     "`latest`, or a checkpoint's path or name."
     fresh: bool
     "Never resume: begin in a new folder beside one that holds a run."
-    save: Literal["pipeline", "linked", "trained-only"]
+    save: Save
     "Of what was not trained: copies, links, or nothing."
     push_to_hub: bool
     hub_token: str | None

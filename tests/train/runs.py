@@ -154,3 +154,16 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 def copy_model(source: Path, target: Path) -> Path:
     """A repository of one's own, to be changed."""
     return Path(shutil.copytree(source, target))
+
+
+def accelerate_launch(*command_line: str) -> None:
+    """`accelerate launch` on the CPU, to a good end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *command_line],
+        cwd=ROOT,
+        env={**environment(), "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
